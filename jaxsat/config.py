@@ -1,0 +1,224 @@
+"""What a run is: frozen dataclasses, validated in words, that survive a round trip through JSON.
+
+A `Run` is everything needed to train one model once. Two equal runs train to the same numbers; a run's
+`id` is a hash of its configuration, so a directory named by it can never hold something else.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+class InputError(Exception):
+    """The user's input is wrong. The message says what, where, and what would be right; the CLI exits with 2."""
+
+
+def unknown(kind: str, name: str, known: typing.Iterable[str]) -> InputError:
+    """The error for a name that does not exist: names it, suggests the nearest, lists what there is."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return InputError(f"unknown {kind} {name!r}; {hint}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer. Defaults are a small Llama-like model; see `jaxsat.model.families`."""
+
+    depth: int = 2  # layers
+    width: int = 64  # d: the residual stream
+    heads: int = 4
+    kv_heads: int | None = None  # grouped-query attention; None: as many as heads
+    ffn_width: int | None = None  # None: 4 x width
+    context: int = 64  # tokens a row
+    vocab_size: int = 1024  # V: rows of the embedding, columns of the head
+    head_rank: int | None = None  # r: logits = (x A) B with A: d x r, B: r x V; None: one full matrix
+    tied_head: bool = False  # the head is the embedding's transpose
+    norm: Literal["rms", "layer"] = "rms"
+    norm_eps: float = 1e-5
+    activation: Literal["swiglu", "gelu", "gelu_tanh", "relu"] = "gelu"  # gelu: the exact erf form
+    positions: Literal["rotary", "learned"] = "rotary"
+    rotary_fraction: float = 1.0  # part of each attention head's dimensions that is rotated
+    rotary_base: float = 10_000.0
+    parallel_residual: bool = False  # x + attention(norm1 x) + ffn(norm2 x), as in GPT-NeoX
+    bias: bool = False  # biases in every linear layer but the head
+    scan_layers: bool = False  # True: one compiled layer for any depth; False: unrolled, ~20 % faster on CPU at L=2
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters are always float32
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def rank(self) -> int:
+        """The largest rank that the head's d x V matrix can have."""
+        return min(self.head_rank or self.width, self.width, self.vocab_size)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """AdamW with warm-up, then `cosine` or `linear` (constant, then linear over `decay_fraction`) decay."""
+
+    steps: int = 1500
+    batch_size: int = 16  # rows a step, over all devices
+    learning_rate: float = 6e-3  # peak
+    warmup_steps: int = 30
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    decay_fraction: float = 0.2  # of the steps; linear only
+    final_lr: float = 0.1  # of the peak, at the last step
+    weight_decay: float = 0.1  # on matrices only
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+    checkpoint_every: int = 250  # steps; below it at 0 and at the powers of two
+    log_every: int = 10  # steps between lines of metrics.jsonl
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    corpus: tuple[str, ...] = ("bible_web", "bible_basic")  # names, TFDS names, or paths of .txt / .jsonl files
+    tokenizer: str = "bpe"  # "bpe": trained on the training split to model.vocab_size; else a tokenizer.json
+    heldout_fraction: float = 0.02  # of the documents
+    heldout_tokens: int = 50_000  # the fixed slice on which the loss is measured
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model trained once."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    seed: int = 0  # of the initial parameters and of the data order
+
+    @property
+    def id(self) -> str:
+        return hashlib.sha256(dumps(self).encode()).hexdigest()[:12]
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.train.batch_size * self.model.context
+
+
+def dumps(config: Any) -> str:
+    """Canonical JSON of a configuration: equal configurations give equal strings."""
+    return json.dumps(dataclasses.asdict(config), sort_keys=True, separators=(",", ":"))
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys to values: {"model.width": 64, ...}."""
+    out: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value, key = getattr(config, f.name), prefix + f.name
+        out.update(flatten(value, key + ".") if dataclasses.is_dataclass(value) else {key: value})
+    return out
+
+
+def override(config: Any, values: dict[str, Any]) -> Any:
+    """`config` with dotted keys replaced. Raises InputError on an unknown key or a value of the wrong type."""
+    types_, hints = dict(flatten(config)), _dotted_types(type(config))
+    for key, value in values.items():
+        if key not in types_:
+            raise unknown("configuration key", key, types_)
+        types_[key] = _typed(key, value, hints[key])
+    return _unflatten(type(config), types_)
+
+
+def from_dict(cls: type, data: dict[str, Any], where: str = "") -> Any:
+    """The inverse of `dataclasses.asdict`, with unknown keys and wrong types named; missing keys take defaults."""
+    if not isinstance(data, dict):
+        raise InputError(f"{where or cls.__name__} must be an object, not {data!r}")
+    return override(cls(), _dotted(data))
+
+
+def validate(run: Run) -> Run:
+    """Checks what the types cannot. Raises InputError with the key, the value, and what would be right."""
+    m, t, d = run.model, run.train, run.data
+    positive = {k: v for k, v in flatten(run).items() if isinstance(v, int) and not isinstance(v, bool) and k != "seed"}
+    for key, value in positive.items():
+        if value < 1 and key != "train.warmup_steps":
+            raise InputError(f"{key} = {value}: must be at least 1")
+    for key in ("train.learning_rate", "train.weight_decay", "train.clip_norm", "train.final_lr"):
+        value = flatten(run)[key]
+        if not math.isfinite(value) or value < 0:
+            raise InputError(f"{key} = {value}: must be a finite number, at least 0")
+    if m.width % m.heads:
+        raise InputError(f"model.width = {m.width} is not divisible by model.heads = {m.heads}: try heads = {math.gcd(m.width, m.heads)}")
+    if m.kv_heads and m.heads % m.kv_heads:
+        raise InputError(f"model.heads = {m.heads} is not divisible by model.kv_heads = {m.kv_heads}")
+    if m.head_rank and m.head_rank > m.width:
+        raise InputError(f"model.head_rank = {m.head_rank} is above model.width = {m.width}: a head of width d has rank d at most")
+    if m.head_rank and m.tied_head:
+        raise InputError(f"model.head_rank = {m.head_rank} with model.tied_head: a tied head is the embedding and cannot be factored")
+    if not 0 < m.rotary_fraction <= 1 or (m.positions == "rotary" and int(m.head_dim * m.rotary_fraction) < 2):
+        raise InputError(f"model.rotary_fraction = {m.rotary_fraction} of {m.head_dim} dimensions a head: needs at least 2")
+    if not 0 < d.heldout_fraction < 1:
+        raise InputError(f"data.heldout_fraction = {d.heldout_fraction}: must lie between 0 and 1")
+    if not 0 <= t.decay_fraction <= 1:
+        raise InputError(f"train.decay_fraction = {t.decay_fraction}: must lie between 0 and 1")
+    if t.warmup_steps > t.steps:
+        raise InputError(f"train.warmup_steps = {t.warmup_steps} is above train.steps = {t.steps}")
+    if not d.corpus:
+        raise InputError("data.corpus is empty: name at least one corpus or file")
+    return run
+
+
+def checkpoint_steps(train: TrainConfig) -> tuple[int, ...]:
+    """0, 1, 2, 4, ... below `checkpoint_every`, then its multiples, and the last step (the Pythia schedule)."""
+    k, n = train.checkpoint_every, train.steps
+    powers = {2**i for i in range(n.bit_length()) if 2**i < min(k, n)}
+    return tuple(sorted({0, n, *powers, *range(k, n, k)}))
+
+
+def _dotted(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in data.items():
+        out.update(_dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return out
+
+
+def _dotted_types(cls: type, prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        out.update(_dotted_types(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else {prefix + name: hint})
+    return out
+
+
+def _unflatten(cls: type, values: dict[str, Any], prefix: str = "") -> Any:
+    hints = typing.get_type_hints(cls)
+    return cls(
+        **{
+            name: _unflatten(hint, values, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else values[prefix + name]
+            for name, hint in hints.items()
+        }
+    )
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    """`value` as `hint`, where that loses nothing: ints for floats, lists for tuples."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _typed(key, value, args[0])
+    if origin is Literal:
+        if value not in args:
+            raise InputError(f"{key} = {value!r}: must be one of {', '.join(map(repr, args))}")
+        return value
+    if origin is tuple:
+        items = (value,) if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)):
+            raise InputError(f"{key} = {value!r}: must be a list")
+        return tuple(_typed(key, v, args[0]) for v in items)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise InputError(f"{key} = {value!r}: must be of type {hint.__name__}")
+    return value
