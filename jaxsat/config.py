@@ -150,15 +150,23 @@ def validate(run: Run) -> Run:
         if not math.isfinite(value) or value < 0:
             raise InputError(f"{key} = {value}: must be a finite number, at least 0")
     if m.width % m.heads:
-        raise InputError(f"model.width = {m.width} is not divisible by model.heads = {m.heads}: try heads = {math.gcd(m.width, m.heads)}")
+        raise InputError(
+            f"model.width = {m.width} is not divisible by model.heads = {m.heads}: try heads = {math.gcd(m.width, m.heads)}"
+        )
     if m.kv_heads and m.heads % m.kv_heads:
         raise InputError(f"model.heads = {m.heads} is not divisible by model.kv_heads = {m.kv_heads}")
     if m.head_rank and m.head_rank > m.width:
-        raise InputError(f"model.head_rank = {m.head_rank} is above model.width = {m.width}: a head of width d has rank d at most")
+        raise InputError(
+            f"model.head_rank = {m.head_rank} is above model.width = {m.width}: a head of width d has rank d at most"
+        )
     if m.head_rank and m.tied_head:
-        raise InputError(f"model.head_rank = {m.head_rank} with model.tied_head: a tied head is the embedding and cannot be factored")
+        raise InputError(
+            f"model.head_rank = {m.head_rank} with model.tied_head: a tied head is the embedding and cannot be factored"
+        )
     if not 0 < m.rotary_fraction <= 1 or (m.positions == "rotary" and int(m.head_dim * m.rotary_fraction) < 2):
-        raise InputError(f"model.rotary_fraction = {m.rotary_fraction} of {m.head_dim} dimensions a head: needs at least 2")
+        raise InputError(
+            f"model.rotary_fraction = {m.rotary_fraction} of {m.head_dim} dimensions a head: needs at least 2"
+        )
     if not 0 < d.heldout_fraction < 1:
         raise InputError(f"data.heldout_fraction = {d.heldout_fraction}: must lie between 0 and 1")
     if not 0 <= t.decay_fraction <= 1:
@@ -195,7 +203,9 @@ def _unflatten(cls: type, values: dict[str, Any], prefix: str = "") -> Any:
     hints = typing.get_type_hints(cls)
     return cls(
         **{
-            name: _unflatten(hint, values, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else values[prefix + name]
+            name: _unflatten(hint, values, f"{prefix}{name}.")
+            if dataclasses.is_dataclass(hint)
+            else values[prefix + name]
             for name, hint in hints.items()
         }
     )

@@ -1,0 +1,22 @@
+"""The transformer, its families, its heads, and its loss."""
+
+from jaxsat.model.counts import ParameterCounts, count_parameters, flops_per_token
+from jaxsat.model.families import PYTHIA, llama, neox, pythia
+from jaxsat.model.loss import cross_entropy
+from jaxsat.model.transformer import Params, head, hidden, init, logits
+
+__all__ = [
+    "PYTHIA",
+    "ParameterCounts",
+    "Params",
+    "count_parameters",
+    "cross_entropy",
+    "flops_per_token",
+    "head",
+    "hidden",
+    "init",
+    "llama",
+    "logits",
+    "neox",
+    "pythia",
+]

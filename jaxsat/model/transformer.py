@@ -1,0 +1,196 @@
+"""One decoder-only transformer, in `flax.nnx`; the switches of `ModelConfig` make it GPT-NeoX, Llama, GPT-2 or OPT.
+
+Training and measuring use it as pure functions of `params`, a plain dict of float32 arrays: `init` draws them,
+`hidden` runs the layers, `head` gives the output matrix. Layers are stacked on a leading axis L in `params`, and
+scanned or unrolled by `ModelConfig.scan_layers`; the numbers are the same.
+
+Shapes: B rows, T positions, D width, H attention heads, E dimensions a head, F feed-forward width, V vocabulary,
+R head rank, L depth.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxsat.config import ModelConfig
+
+Params = dict[str, Any]
+
+
+def _linear(config: ModelConfig, n_in: int, n_out: int, std: float, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(
+        n_in,
+        n_out,
+        use_bias=config.bias,
+        kernel_init=nnx.initializers.normal(std),
+        dtype=jnp.dtype(config.compute_dtype),
+        rngs=rngs,
+    )
+
+
+def _norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.RMSNorm | nnx.LayerNorm:
+    # Norms compute in float32 whatever the compute type: bf16 sums of squares lose the small widths.
+    if config.norm == "rms":
+        return nnx.RMSNorm(config.width, epsilon=config.norm_eps, rngs=rngs)
+    return nnx.LayerNorm(config.width, epsilon=config.norm_eps, use_bias=config.bias, rngs=rngs)
+
+
+def rotate(x_BxTxHxE: jax.Array, fraction: float, base: float) -> jax.Array:
+    """Rotary positions (Su et al. 2021) on the first `fraction` of each head, halves rotated as in GPT-NeoX."""
+    n_rotated = int(x_BxTxHxE.shape[-1] * fraction) // 2 * 2
+    frequency = base ** (-jnp.arange(0, n_rotated, 2, dtype=jnp.float32) / n_rotated)
+    angle_TxE = jnp.arange(x_BxTxHxE.shape[1], dtype=jnp.float32)[:, None] * frequency[None, :]
+    cos, sin = (f(angle_TxE)[None, :, None, :].astype(x_BxTxHxE.dtype) for f in (jnp.cos, jnp.sin))
+    a, b, rest = jnp.split(x_BxTxHxE, [n_rotated // 2, n_rotated], axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+
+
+class Attention(nnx.Module):
+    """Causal self-attention with `kv_heads` shared key-value heads."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        d, e = config.width, config.head_dim
+        kv = (config.kv_heads or config.heads) * e
+        std = _small(d)
+        self.query = _linear(config, d, d, std, rngs)
+        self.key = _linear(config, d, kv, std, rngs)
+        self.value = _linear(config, d, kv, std, rngs)
+        self.out = _linear(config, d, d, std / math.sqrt(2 * config.depth), rngs)
+
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        c = self.config
+        b, t, _ = x_BxTxD.shape
+        q, k, v = (f(x_BxTxD).reshape(b, t, -1, c.head_dim) for f in (self.query, self.key, self.value))
+        if c.positions == "rotary":
+            q, k = (rotate(a, c.rotary_fraction, c.rotary_base) for a in (q, k))
+        y_BxTxHxE = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        return self.out(y_BxTxHxE.reshape(x_BxTxD.shape))
+
+
+class FeedForward(nnx.Module):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        d, f = config.width, config.ffn_width or 4 * config.width
+        self.up = _linear(config, d, f, _small(d), rngs)
+        if config.activation == "swiglu":
+            self.gate = _linear(config, d, f, _small(d), rngs)
+        self.down = _linear(config, f, d, _small(d) / math.sqrt(2 * config.depth), rngs)
+
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        h_BxTxF = self.up(x_BxTxD)
+        match self.config.activation:
+            case "swiglu":
+                h_BxTxF = jax.nn.silu(self.gate(x_BxTxD)) * h_BxTxF
+            case "relu":
+                h_BxTxF = jax.nn.relu(h_BxTxF)
+            case activation:
+                h_BxTxF = jax.nn.gelu(h_BxTxF, approximate=activation == "gelu_tanh")
+        return self.down(h_BxTxF)
+
+
+class Block(nnx.Module):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.parallel = config.parallel_residual
+        self.norm1, self.norm2 = _norm(config, rngs), _norm(config, rngs)
+        self.attention, self.feed_forward = Attention(config, rngs), FeedForward(config, rngs)
+
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        mixed = x_BxTxD + self.attention(self.norm1(x_BxTxD).astype(x_BxTxD.dtype))
+        source = x_BxTxD if self.parallel else mixed
+        return mixed + self.feed_forward(self.norm2(source).astype(x_BxTxD.dtype))
+
+
+class Head(nnx.Module):
+    """The output matrix: full (D x V), a pair A (D x R), B (R x V) of rank `rank`, or none of its own when tied.
+
+    A pair may be stored wider than its rank: beyond it both factors start at zero, where their gradients are
+    exactly zero too (dA = x' dlogits B', dB = A' x' dlogits), so they stay zero and the model is the one of rank
+    `rank`. That lets runs of different ranks share one program. Each component j is drawn from a key of its own,
+    so the numbers do not depend on how wide the pair is stored. B's scale gives logits the variance of a full head.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rank: int | jax.Array):
+        d, v = config.width, config.vocab_size
+        if config.tied_head:
+            return
+        key = rngs.params()
+        if config.head_rank is None:
+            self.kernel = nnx.Param(_small(d) * jax.random.normal(key, (d, v)))
+            return
+        components = jnp.arange(config.head_rank)
+        kept_R = components < rank
+        keys_Rx2 = jax.vmap(lambda j: jax.random.split(jax.random.fold_in(key, j)))(components)
+        a_RxD = jax.vmap(lambda k: jax.random.normal(k[0], (d,)))(keys_Rx2) * kept_R[:, None] / math.sqrt(d)
+        b_RxV = jax.vmap(lambda k: jax.random.normal(k[1], (v,)))(keys_Rx2) * kept_R[:, None]
+        b_RxV *= jnp.sqrt(0.4 / jnp.asarray(rank, jnp.float32))
+        self.a, self.b = nnx.Param(a_RxD.T), nnx.Param(b_RxV)
+
+
+class Transformer(nnx.Module):
+    """Embedding, stacked blocks, final norm. The head is applied by the loss, which never holds B x T x V."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rank: int | jax.Array):
+        self.config = config
+        normal = nnx.initializers.normal(_small(config.width))
+        self.embedding = nnx.Param(normal(rngs.params(), (config.vocab_size, config.width)))
+        if config.positions == "learned":
+            self.positions = nnx.Param(normal(rngs.params(), (config.context, config.width)))
+        self.blocks = nnx.vmap(lambda rngs: Block(config, rngs))(rngs.fork(split=config.depth))
+        self.final_norm = _norm(config, rngs)
+        self.head = Head(config, rngs, rank)
+
+    def __call__(self, tokens_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        c = self.config
+        x = self.embedding[...].astype(c.compute_dtype)[tokens_BxT]
+        if c.positions == "learned":
+            x += self.positions[: tokens_BxT.shape[1]].astype(c.compute_dtype)[None]
+        graphdef, blocks = nnx.split(self.blocks)
+
+        def layer(x_BxTxD, params):
+            y_BxTxD = nnx.merge(graphdef, params)(x_BxTxD)
+            return y_BxTxD, y_BxTxD
+
+        last, after_LxBxTxD = jax.lax.scan(layer, x, blocks, unroll=1 if c.scan_layers else c.depth)
+        return self.final_norm(last).astype(last.dtype), jnp.concatenate([x[None], after_LxBxTxD])
+
+
+def init(config: ModelConfig, key: jax.Array, rank: int | jax.Array | None = None) -> Params:
+    """Draws the parameters. `rank` (may be traced) is at most config.head_rank, the stored width of a factored head."""
+    rank = config.rank if rank is None else rank
+    return nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(key), rank), nnx.Param))
+
+
+def hidden(config: ModelConfig, params: Params, tokens_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(h_BxTxD after the final norm, residual stream x_(L+1)xBxTxD: the embedding's output, then after each block)."""
+    graphdef, state = _abstract(config)
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graphdef, state)(tokens_BxT)
+
+
+def head(config: ModelConfig, params: Params, h_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(z_BxTxR, w_RxV) with logits = z w: R is the width for a full or tied head, the stored rank for a factored one."""
+    if config.tied_head:
+        return h_BxTxD, params["embedding"].T.astype(h_BxTxD.dtype)
+    weights = jax.tree.map(lambda w: w.astype(h_BxTxD.dtype), params["head"])
+    if config.head_rank is None:
+        return h_BxTxD, weights["kernel"]
+    return h_BxTxD @ weights["a"], weights["b"]
+
+
+def logits(config: ModelConfig, params: Params, tokens_BxT: jax.Array) -> jax.Array:
+    """logits_BxTxV in float32, whole: for scoring short texts and for tests, not for training."""
+    z_BxTxR, w_RxV = head(config, params, hidden(config, params, tokens_BxT)[0])
+    return jnp.einsum("btr,rv->btv", z_BxTxR, w_RxV, preferred_element_type=jnp.float32)
+
+
+def _abstract(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), config.rank)))
+
+
+def _small(width: int) -> float:
+    """Standard deviation of initial weights: "small init" (Nguyen & Salazar 2019), as in GPT-NeoX."""
+    return math.sqrt(2 / (5 * width))
