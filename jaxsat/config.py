@@ -108,8 +108,8 @@ class Run:
 
 
 def dumps(config: Any) -> str:
-    """Canonical JSON of a configuration: equal configurations give equal strings."""
-    return json.dumps(dataclasses.asdict(config), sort_keys=True, separators=(",", ":"))
+    """Canonical JSON of a configuration: equal configurations give equal strings (1 and 1.0 are one learning rate)."""
+    return json.dumps(dataclasses.asdict(override(config, {})), sort_keys=True, separators=(",", ":"))
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -123,12 +123,12 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def override(config: Any, values: dict[str, Any]) -> Any:
     """`config` with dotted keys replaced. Raises InputError on an unknown key or a value of the wrong type."""
-    types_, hints = dict(flatten(config)), _dotted_types(type(config))
-    for key, value in values.items():
-        if key not in types_:
-            raise unknown("configuration key", key, types_)
-        types_[key] = _typed(key, value, hints[key])
-    return _unflatten(type(config), types_)
+    hints = _dotted_types(type(config))
+    for key in values:
+        if key not in hints:
+            raise unknown("configuration key", key, hints)
+    merged = flatten(config) | values
+    return _unflatten(type(config), {key: _typed(key, merged[key], hint) for key, hint in hints.items()})
 
 
 def from_dict(cls: type, data: dict[str, Any], where: str = "") -> Any:
@@ -141,17 +141,16 @@ def from_dict(cls: type, data: dict[str, Any], where: str = "") -> Any:
 def validate(run: Run) -> Run:
     """Checks what the types cannot. Raises InputError with the key, the value, and what would be right."""
     m, t, d = run.model, run.train, run.data
-    positive = {k: v for k, v in flatten(run).items() if isinstance(v, int) and not isinstance(v, bool) and k != "seed"}
-    for key, value in positive.items():
-        if value < 1 and key != "train.warmup_steps":
-            raise InputError(f"{key} = {value}: must be at least 1")
-    for key in ("train.learning_rate", "train.weight_decay", "train.clip_norm", "train.final_lr"):
-        value = flatten(run)[key]
-        if not math.isfinite(value) or value < 0:
+    for key, value in flatten(run).items():
+        least = 0 if key in ("seed", "train.warmup_steps") else 1
+        if isinstance(value, int) and not isinstance(value, bool) and value < least:
+            raise InputError(f"{key} = {value}: must be at least {least}")
+        if isinstance(value, float) and not 0 <= value < math.inf:
             raise InputError(f"{key} = {value}: must be a finite number, at least 0")
     if m.width % m.heads:
+        fewer = next(h for h in range(m.heads, 0, -1) if m.width % h == 0)
         raise InputError(
-            f"model.width = {m.width} is not divisible by model.heads = {m.heads}: try heads = {math.gcd(m.width, m.heads)}"
+            f"model.width = {m.width} is not divisible by model.heads = {m.heads}: try model.heads = {fewer}"
         )
     if m.kv_heads and m.heads % m.kv_heads:
         raise InputError(f"model.heads = {m.heads} is not divisible by model.kv_heads = {m.kv_heads}")
@@ -171,6 +170,9 @@ def validate(run: Run) -> Run:
         raise InputError(f"data.heldout_fraction = {d.heldout_fraction}: must lie between 0 and 1")
     if not 0 <= t.decay_fraction <= 1:
         raise InputError(f"train.decay_fraction = {t.decay_fraction}: must lie between 0 and 1")
+    for key in ("beta1", "beta2"):
+        if getattr(t, key) >= 1:
+            raise InputError(f"train.{key} = {getattr(t, key)}: must be below 1")
     if t.warmup_steps > t.steps:
         raise InputError(f"train.warmup_steps = {t.warmup_steps} is above train.steps = {t.steps}")
     if not d.corpus:

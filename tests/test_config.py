@@ -1,0 +1,197 @@
+import dataclasses
+import json
+import typing
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxsat.config import (
+    DataConfig,
+    InputError,
+    ModelConfig,
+    Run,
+    TrainConfig,
+    checkpoint_steps,
+    dumps,
+    flatten,
+    from_dict,
+    override,
+    validate,
+)
+
+
+def configs(cls: type) -> st.SearchStrategy:
+    """Any well-typed configuration, sensible or not."""
+    leaf = {
+        int: st.integers(0, 10**6),
+        float: st.floats(0, 1e6),
+        bool: st.booleans(),
+        str: st.text(),
+        int | None: st.none() | st.integers(0, 10**6),
+        tuple[str, ...]: st.lists(st.text(), max_size=3).map(tuple),
+    }
+
+    def strategy(hint):
+        if dataclasses.is_dataclass(hint):
+            return configs(hint)
+        return leaf[hint] if hint in leaf else st.sampled_from(typing.get_args(hint))
+
+    return st.builds(cls, **{name: strategy(hint) for name, hint in typing.get_type_hints(cls).items()})
+
+
+@given(configs(Run))
+def test_json_round_trip_gives_the_same_run(run):
+    back = from_dict(Run, json.loads(dumps(run)))
+    assert back == run and back.id == run.id and hash(back) == hash(run)
+
+
+@given(configs(Run))
+def test_flatten_is_undone_by_override(run):
+    assert override(Run(), flatten(run)) == run
+
+
+def test_ids_do_not_drift():
+    """A changed id orphans every directory on disk: let it change only with a change of what a run is."""
+    assert dumps(Run(seed=3)).startswith('{"data":{"corpus":["bible_web","bible_basic"],"heldout_fraction":0.02,')
+    assert Run().id == "9bee586814b6"
+    assert override(Run(), {"model.head_rank": 8, "seed": 1}).id == "f266fc1d8d83"
+
+
+def test_equal_runs_have_equal_ids():
+    one = Run(train=TrainConfig(learning_rate=1), data=DataConfig(corpus=("a",)))
+    assert one == Run(train=TrainConfig(learning_rate=1.0), data=DataConfig(corpus=("a",)))
+    assert one.id == Run(train=TrainConfig(learning_rate=1.0), data=DataConfig(corpus=("a",))).id
+    assert one.id == from_dict(Run, {"train": {"learning_rate": 1}, "data": {"corpus": "a"}}).id
+
+
+OTHER = {int: 7, float: 0.125, bool: True, str: "other", int | None: 4, tuple[str, ...]: ("other",)}
+
+
+@pytest.mark.parametrize("key", flatten(Run()))
+def test_every_key_changes_the_id(key):
+    section, _, name = key.rpartition(".")
+    cls = typing.get_type_hints(Run)[section] if section else Run
+    hint = typing.get_type_hints(cls)[name]
+    value = OTHER[hint] if hint in OTHER else typing.get_args(hint)[-1]
+    assert override(Run(), {key: value}).id != Run().id
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ({"model": {"widht": 8}}, "unknown configuration key 'model.widht'; did you mean 'model.width'?"),
+        ({"modle": {"width": 8}}, "unknown configuration key 'modle.width'; did you mean 'model.width'?"),
+        ({"train": {"lr": 1.0}}, "unknown configuration key 'train.lr'; did you mean 'train.final_lr'?"),
+        ({"zzz": 1}, "unknown configuration key 'zzz'; known: data.corpus, "),
+        ({"model": {"width": 8.5}}, "model.width = 8.5: must be of type int"),
+        ({"model": {"width": "8"}}, "model.width = '8': must be of type int"),
+        ({"model": {"width": None}}, "model.width = None: must be of type int"),
+        ({"model": {"head_rank": "full"}}, "model.head_rank = 'full': must be of type int"),
+        ({"model": {"scan_layers": 1}}, "model.scan_layers = 1: must be of type bool"),
+        ({"seed": True}, "seed = True: must be of type int"),
+        ({"train": {"learning_rate": True}}, "train.learning_rate = True: must be of type float"),
+        ({"train": {"learning_rate": "6e-3"}}, "train.learning_rate = '6e-3': must be of type float"),
+        ({"model": {"norm": "batch"}}, "model.norm = 'batch': must be one of 'rms', 'layer'"),
+        ({"data": {"corpus": 3}}, "data.corpus = 3: must be a list"),
+        ({"data": {"corpus": [3]}}, "data.corpus = 3: must be of type str"),
+        ([1], "Run must be an object, not [1]"),
+    ],
+)
+def test_wrong_keys_and_types_are_named(data, message):
+    with pytest.raises(InputError) as e:
+        from_dict(Run, data)
+    assert str(e.value).startswith(message) and "\n" not in str(e.value)
+
+
+def test_lossless_conversions():
+    run = from_dict(Run, {"model": {"width": 128.0}, "train": {"learning_rate": 1}, "data": {"corpus": ["a", "b"]}})
+    assert run.model.width == 128 and isinstance(run.model.width, int)
+    assert isinstance(run.train.learning_rate, float) and run.data.corpus == ("a", "b")
+    assert from_dict(Run, {"data": {"corpus": "mine.txt"}}).data.corpus == ("mine.txt",)
+    with pytest.raises(InputError, match="file.json must be an object"):
+        from_dict(Run, "text", where="file.json")
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"model.depth": 0}, "model.depth = 0: must be at least 1"),
+        ({"model.head_rank": 0}, "model.head_rank = 0: must be at least 1"),
+        ({"train.batch_size": -4}, "train.batch_size = -4: must be at least 1"),
+        ({"train.warmup_steps": -1}, "train.warmup_steps = -1: must be at least 0"),
+        ({"seed": -1}, "seed = -1: must be at least 0"),
+        ({"train.learning_rate": float("nan")}, "train.learning_rate = nan: must be a finite number, at least 0"),
+        ({"train.clip_norm": float("inf")}, "train.clip_norm = inf: must be a finite number, at least 0"),
+        ({"train.weight_decay": -0.1}, "train.weight_decay = -0.1: must be a finite number, at least 0"),
+        ({"train.beta2": 1.0}, "train.beta2 = 1.0: must be below 1"),
+        (
+            {"model.width": 48, "model.heads": 5},
+            "model.width = 48 is not divisible by model.heads = 5: try model.heads = 4",
+        ),
+        (
+            {"model.width": 48, "model.heads": 9},
+            "model.width = 48 is not divisible by model.heads = 9: try model.heads = 8",
+        ),
+        ({"model.kv_heads": 3}, "model.heads = 4 is not divisible by model.kv_heads = 3"),
+        (
+            {"model.head_rank": 65},
+            "model.head_rank = 65 is above model.width = 64: a head of width d has rank d at most",
+        ),
+        (
+            {"model.head_rank": 4, "model.tied_head": True},
+            "model.head_rank = 4 with model.tied_head: a tied head is the embedding and cannot be factored",
+        ),
+        ({"model.rotary_fraction": 1.5}, "model.rotary_fraction = 1.5 of 16 dimensions a head: needs at least 2"),
+        ({"model.rotary_fraction": 0.1}, "model.rotary_fraction = 0.1 of 16 dimensions a head: needs at least 2"),
+        ({"data.heldout_fraction": 1.0}, "data.heldout_fraction = 1.0: must lie between 0 and 1"),
+        ({"train.decay_fraction": 1.25}, "train.decay_fraction = 1.25: must lie between 0 and 1"),
+        ({"train.warmup_steps": 1501}, "train.warmup_steps = 1501 is above train.steps = 1500"),
+        ({"data.corpus": ()}, "data.corpus is empty: name at least one corpus or file"),
+    ],
+)
+def test_validate_says_what_where_and_what_would_be_right(values, message):
+    run = override(Run(), values)
+    with pytest.raises(InputError) as e:
+        validate(run)
+    assert str(e.value) == message
+
+
+def test_validate_returns_a_good_run():
+    for run in (
+        Run(),
+        override(Run(), {"model.positions": "learned", "model.heads": 64}),
+        override(Run(), {"model.head_rank": 64, "train.warmup_steps": 0, "train.decay_fraction": 0.0}),
+    ):
+        assert validate(run) is run
+
+
+def test_rank_is_at_most_width_and_vocabulary():
+    assert ModelConfig(width=64).rank == 64
+    assert ModelConfig(width=64, head_rank=8).rank == 8
+    assert ModelConfig(width=64, vocab_size=10).rank == 10
+
+
+def test_tokens_per_step():
+    assert override(Run(), {"train.batch_size": 3, "model.context": 5}).tokens_per_step == 15
+
+
+@pytest.mark.parametrize(
+    "steps, every, expected",
+    [
+        (1, 250, (0, 1)),
+        (10, 250, (0, 1, 2, 4, 8, 10)),
+        (16, 250, (0, 1, 2, 4, 8, 16)),
+        (1000, 250, (0, 1, 2, 4, 8, 16, 32, 64, 128, 250, 500, 750, 1000)),
+        (20, 8, (0, 1, 2, 4, 8, 16, 20)),
+        (3, 1, (0, 1, 2, 3)),
+    ],
+)
+def test_checkpoint_schedule(steps, every, expected):
+    assert checkpoint_steps(TrainConfig(steps=steps, checkpoint_every=every)) == expected
+
+
+def test_checkpoint_schedule_of_pythia():
+    """Biderman et al. 2023, section 2: 0, 1, 2, 4, ..., 512, then every 1000 to 143000: 154 checkpoints."""
+    steps = checkpoint_steps(TrainConfig(steps=143_000, checkpoint_every=1000))
+    assert len(steps) == 154 and steps[:12] == (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)

@@ -1,0 +1,85 @@
+import pytest
+
+from jaxsat.config import InputError, Run, override
+from jaxsat.sweep import Sweep, chain, differing_keys, product, zipped
+
+
+def test_product_gives_every_combination_last_key_fastest():
+    assert product({"a": [1, 2], "b": [3, 4]}) == [
+        {"a": 1, "b": 3},
+        {"a": 1, "b": 4},
+        {"a": 2, "b": 3},
+        {"a": 2, "b": 4},
+    ]
+    assert product() == [{}] and product({"a": []}) == []
+
+
+def test_zipped_goes_in_step():
+    assert zipped({"a": [1, 2], "b": [3, 4]}) == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
+    assert zipped({}) == []
+    with pytest.raises(InputError, match=r"zipped keys have different lengths: \{'a': 2, 'b': 1\}"):
+        zipped({"a": [1, 2], "b": [3]})
+
+
+def test_they_nest():
+    pairs = zipped({"model.width": [8, 16], "train.learning_rate": [0.1, 0.2]})
+    assert product(pairs, {"seed": [0, 1]}) == [
+        {"model.width": 8, "train.learning_rate": 0.1, "seed": 0},
+        {"model.width": 8, "train.learning_rate": 0.1, "seed": 1},
+        {"model.width": 16, "train.learning_rate": 0.2, "seed": 0},
+        {"model.width": 16, "train.learning_rate": 0.2, "seed": 1},
+    ]
+    assert product({"seed": [0]}, chain([{"a": 1}], [{"a": 2}])) == [{"seed": 0, "a": 1}, {"seed": 0, "a": 2}]
+    assert chain(pairs, [{"seed": 5}]) == [*pairs, {"seed": 5}] and chain() == []
+
+
+def test_later_parts_win():
+    assert product({"seed": [0]}, {"seed": [1, 2]}) == [{"seed": 1}, {"seed": 2}]
+
+
+def test_runs_are_the_base_with_each_point_once_and_in_order():
+    sweep = Sweep("s", override(Run(), {"model.depth": 3}), product({"model.width": [16, 8], "seed": [0, 0, 1]}))
+    assert [(r.model.depth, r.model.width, r.seed) for r in sweep.runs] == [
+        (3, 16, 0),
+        (3, 16, 1),
+        (3, 8, 0),
+        (3, 8, 1),
+    ]
+    assert Sweep("s", Run()).runs == (Run(),)
+
+
+def test_points_that_spell_the_same_run_differently_count_once():
+    sweep = Sweep("s", Run(), product({"train.learning_rate": [1, 1.0], "data.corpus": ["a", ["a"]]}))
+    assert len(sweep.runs) == 1
+
+
+@pytest.mark.parametrize(
+    "point, message",
+    [
+        (
+            {"model.widht": 8},
+            "sweep 's', point 1 {'model.widht': 8}: unknown configuration key 'model.widht'; "
+            "did you mean 'model.width'?",
+        ),
+        (
+            {"model.head_rank": 99},
+            "sweep 's', point 1 {'model.head_rank': 99}: model.head_rank = 99 is above model.width = 64: "
+            "a head of width d has rank d at most",
+        ),
+    ],
+)
+def test_a_wrong_point_is_named(point, message):
+    with pytest.raises(InputError) as e:
+        _ = Sweep("s", Run(), [{}, point]).runs
+    assert str(e.value) == message
+
+
+def test_a_sweep_needs_runs():
+    with pytest.raises(InputError, match="sweep 's' has no runs"):
+        _ = Sweep("s", Run(), []).runs
+
+
+def test_differing_keys():
+    runs = Sweep("s", Run(), product({"model.width": [8, 16], "seed": [0, 1]})).runs
+    assert differing_keys(runs) == ["model.width", "seed"]
+    assert differing_keys(runs[:1]) == []
