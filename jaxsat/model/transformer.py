@@ -139,7 +139,7 @@ class Transformer(nnx.Module):
         self.embedding = nnx.Param(normal(rngs.params(), (config.vocab_size, config.width)))
         if config.positions == "learned":
             self.positions = nnx.Param(normal(rngs.params(), (config.context, config.width)))
-        self.blocks = nnx.vmap(lambda rngs: Block(config, rngs))(rngs.fork(split=config.depth))
+        self.blocks = nnx.vmap(lambda rngs: Block(config, rngs))(rngs.split(config.depth))
         self.final_norm = _norm(config, rngs)
         self.head = Head(config, rngs, rank)
 
