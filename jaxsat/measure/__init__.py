@@ -1,0 +1,1 @@
+"""Measurements of a checkpoint: pure jitted functions, and the table they fill."""

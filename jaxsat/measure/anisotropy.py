@@ -1,0 +1,27 @@
+"""How much the representations of a layer point the same way."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxsat.config import InputError
+
+
+@jax.jit
+def anisotropy(h_NxD: jax.Array) -> jax.Array:
+    """Mean cosine over all pairs of different rows, exactly and in linear time (Godey et al. 2024).
+
+    (|sum of unit vectors|^2 - n) / (n (n - 1)), in float32: from -1 / (n - 1) to 1. A zero vector has no direction and
+    leaves the mean: n counts the others; with fewer than two of them the answer is nan. Only sums over N,
+    so rows may be sharded. Raises InputError when traced with fewer than two rows.
+    """
+    if h_NxD.ndim != 2 or h_NxD.shape[0] < 2:
+        raise InputError(f"anisotropy of an array of shape {h_NxD.shape}: needs N x D with at least 2 rows")
+    h = h_NxD.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(h), axis=1, keepdims=True)  # first, so that squares neither overflow nor vanish
+    h = h / jnp.where(scale > 0, scale, 1)
+    norm = jnp.linalg.norm(h, axis=1, keepdims=True)
+    unit = h / jnp.where(norm > 0, norm, 1)
+    n = jnp.sum(norm > 0)
+    # As n |mean|^2 - 1 over n - 1: |sum|^2 - n of 1e5 rows has lost its small digits in float32.
+    mean = jnp.sum(unit, axis=0) / n
+    return (n * jnp.sum(mean**2) - 1) / jnp.where(n > 1, n - 1, jnp.nan)

@@ -1,0 +1,119 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxsat.measure import spectra
+
+V, D = 1009, 37  # not round
+rng = np.random.default_rng(0)
+
+
+def matrix(v: int, d: int, sigma: np.ndarray, seed: int = 0) -> np.ndarray:
+    """A float32 v x d matrix with the singular values sigma, to rounding."""
+    g = np.random.default_rng(seed)
+    u, _ = np.linalg.qr(g.standard_normal((v, len(sigma))))
+    q, _ = np.linalg.qr(g.standard_normal((d, len(sigma))))
+    return ((u * sigma) @ q.T).astype(np.float32)
+
+
+def svd64(w) -> np.ndarray:
+    return np.linalg.svd(np.asarray(w, np.float64), compute_uv=False)
+
+
+@pytest.mark.parametrize("log10_condition", [0, 2, 4, 6])
+def test_head_spectrum_against_float64(log10_condition):
+    w = matrix(V, D, np.logspace(0, -log10_condition, D))
+    ours, oracle = spectra.head_spectrum(w), svd64(w)
+    assert ours.dtype == jnp.float32
+    np.testing.assert_allclose(ours, oracle, atol=1e-6 * oracle[0], rtol=0)
+    np.testing.assert_allclose(spectra.head_spectrum(w.T), oracle, atol=1e-6 * oracle[0], rtol=0)
+
+
+def test_small_singular_values_survive_where_a_float32_gram_matrix_loses_them():
+    w = matrix(V, D, np.logspace(0, -5, D))
+    gram = np.sqrt(np.maximum(np.linalg.eigvalsh(w.T @ w)[::-1], 0))
+    oracle = svd64(w)
+    assert abs(gram[-1] / oracle[-1] - 1) > 0.5
+    np.testing.assert_allclose(spectra.head_spectrum(w), oracle, rtol=5e-4)
+
+
+def test_head_spectrum_of_bfloat16_is_that_of_its_values():
+    w = jnp.asarray(rng.standard_normal((V, D)), jnp.bfloat16)
+    oracle = svd64(w)
+    np.testing.assert_allclose(spectra.head_spectrum(w), oracle, atol=1e-6 * oracle[0], rtol=0)
+
+
+@pytest.mark.parametrize("rank", [1, 5, D])
+def test_factored_head_spectrum_against_float64_product(rank):
+    a, b = rng.standard_normal((D, rank)), rng.standard_normal((rank, V))
+    ours = spectra.factored_head_spectrum(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
+    oracle = svd64(a.astype(np.float32).astype(np.float64) @ b.astype(np.float32).astype(np.float64))[:rank]
+    np.testing.assert_allclose(ours, oracle, atol=2e-6 * oracle[0], rtol=0)
+
+
+def test_padded_factors_have_the_spectrum_of_the_true_rank_under_vmap_over_a_pack():
+    ranks = [2, 7, 13]
+    a, b = rng.standard_normal((3, D, 13)), rng.standard_normal((3, 13, V))
+    kept = np.arange(13) < np.array(ranks)[:, None]
+    a, b = (a * kept[:, None, :]).astype(np.float32), (b * kept[:, :, None]).astype(np.float32)
+    sigma = jax.vmap(spectra.factored_head_spectrum)(a, b)
+    entropy = jax.vmap(spectra.singular_entropy)(sigma, jnp.array(ranks))
+    condition = jax.vmap(spectra.condition_number)(sigma, jnp.array(ranks))
+    for k, r in enumerate(ranks):
+        oracle = svd64(a[k].astype(np.float64) @ b[k])[:r]
+        p = oracle / oracle.sum()
+        np.testing.assert_allclose(sigma[k, :r], oracle, atol=2e-6 * oracle[0])
+        np.testing.assert_allclose(sigma[k, r:], 0, atol=1e-5 * oracle[0])
+        np.testing.assert_allclose(entropy[k], np.log(r) + np.sum(p * np.log(p)), atol=1e-5)
+        np.testing.assert_allclose(condition[k], oracle[0] / oracle[-1], rtol=1e-4)
+
+
+def test_scalars_of_known_spectra():
+    flat, spike = jnp.ones(5), jnp.array([3.0, 0, 0, 0, 0])
+    assert spectra.singular_entropy(flat) == 0
+    assert spectra.singular_entropy(spike) == pytest.approx(np.log(5))
+    assert spectra.effective_rank(flat) == pytest.approx(5)
+    assert spectra.effective_rank(spike) == 1
+    assert spectra.largest_share(flat) == pytest.approx(0.2)
+    assert spectra.largest_share(spike) == 1
+    assert spectra.condition_number(jnp.array([8.0, 4, 2])) == 4
+    assert spectra.condition_number(jnp.array([8.0, 4, 0]), 2) == 2
+    assert np.isinf(spectra.condition_number(spike))
+    assert np.isnan(spectra.singular_entropy(jnp.zeros(5)))
+    # p = (2/3, 1/3): log 2 - H
+    assert spectra.singular_entropy(jnp.array([2.0, 1])) == pytest.approx(np.log(2) - np.log(3) + 2 / 3 * np.log(2), abs=1e-6)
+
+
+spectrum = st.lists(st.floats(1e-3, 1e3), min_size=13, max_size=13).map(lambda s: np.sort(np.float32(s))[::-1].copy())
+
+
+@settings(max_examples=50, deadline=None)
+@given(spectrum, st.floats(1e-6, 1e6), st.integers(1, 13))
+def test_scalar_properties(sigma, scale, rank):
+    entropy, effective = float(spectra.singular_entropy(sigma, rank)), float(spectra.effective_rank(sigma, rank))
+    condition = float(spectra.condition_number(sigma, rank))
+    assert 0 <= entropy <= np.log(rank) + 1e-5
+    assert 1 - 1e-5 <= effective <= rank * (1 + 1e-5)
+    assert effective == pytest.approx(rank * np.exp(-entropy), rel=1e-4)
+    assert 1 / rank - 1e-6 <= spectra.largest_share(sigma, rank) <= 1 + 1e-6
+    assert condition >= 1
+    scaled = sigma * np.float32(scale)
+    assert spectra.singular_entropy(scaled, rank) == pytest.approx(entropy, abs=1e-5)
+    assert spectra.condition_number(scaled, rank) == pytest.approx(condition, rel=1e-5)
+    noisy = np.where(np.arange(13) < rank, sigma, 1e-3).astype(np.float32)
+    assert spectra.singular_entropy(noisy, rank) == entropy
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.floats(1e-4, 1e4))
+def test_spectrum_is_invariant_under_rotations_of_the_states_and_scales_with_the_head(seed, scale):
+    g = np.random.default_rng(seed)
+    w = g.standard_normal((101, 11)).astype(np.float32)
+    q, _ = np.linalg.qr(g.standard_normal((11, 11)))
+    sigma = np.asarray(spectra.head_spectrum(w))
+    np.testing.assert_allclose(spectra.head_spectrum((w @ q).astype(np.float32)), sigma, atol=3e-6 * sigma[0])
+    np.testing.assert_allclose(spectra.head_spectrum(w * np.float32(scale)), scale * sigma, rtol=1e-5)
+    np.testing.assert_allclose(np.sum(sigma.astype(np.float64) ** 2), np.sum(w.astype(np.float64) ** 2), rtol=1e-5)
