@@ -78,7 +78,6 @@ class TrainConfig:
     eps: float = 1e-8
     clip_norm: float = 1.0
     checkpoint_every: int = 250  # steps; below it at 0 and at the powers of two
-    log_every: int = 10  # steps between lines of metrics.jsonl
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,53 @@
+"""Devices, mesh and shardings: the one place that knows how many devices there are.
+
+Axis `pack` holds runs that never talk to each other; axis `data` splits the rows of a batch.
+"""
+
+import math
+import os
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def start() -> None:
+    """Call once, before any array exists. On a CPU every core becomes a device, so that packed runs use them all.
+
+    Measured on 2 cores (width 8-32, 8 runs a pack): two devices 1.3-1.65 x one device; vmap alone gains nothing.
+    """
+    if jax.config.jax_platforms in (None, "cpu") and not os.environ.get("JAX_NUM_CPU_DEVICES"):
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+
+
+def make_mesh(pack_size: int, batch_size: int, devices: list[jax.Device] | None = None) -> Mesh:
+    """A (pack, data) mesh over as many devices as divide the runs of the pack, then the rows of the batch.
+
+    On a CPU the rows stay together unless `devices` are given: its devices share one pool of threads, and a
+    collective between them stops for good when two steps are in flight (jax 0.10.2, 2 cores).
+    """
+    data_parallel = devices is not None or jax.default_backend() != "cpu"
+    devices = jax.devices() if devices is None else devices
+    n_pack = math.gcd(len(devices), pack_size)
+    n_data = math.gcd(len(devices) // n_pack, batch_size) if data_parallel else 1
+    used = devices[: n_pack * n_data]
+    return jax.make_mesh((n_pack, n_data), ("pack", "data"), axis_types=(AxisType.Auto,) * 2, devices=used)
+
+
+def per_run(mesh: Mesh) -> NamedSharding:
+    """Arrays with a leading axis K of runs: each run's part lives where it trains."""
+    return NamedSharding(mesh, PartitionSpec("pack"))
+
+
+def per_run_and_row(mesh: Mesh) -> NamedSharding:
+    """Batches K x B x T: runs over `pack`, rows over `data`."""
+    return NamedSharding(mesh, PartitionSpec("pack", "data"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def abstract_like(tree: Any, sharding: NamedSharding) -> Any:
+    """The shapes of `tree` (arrays or ShapeDtypeStructs), to be restored with `sharding`."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

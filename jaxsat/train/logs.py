@@ -1,0 +1,61 @@
+"""What a run leaves beside its checkpoints: runs/<id>/{config.json, env.json, metrics.jsonl}."""
+
+import json
+import platform
+import sys
+from importlib import metadata
+from typing import Any
+
+import jax
+from etils import epath
+
+from jaxsat.config import Run, dumps
+
+
+def write_atomically(path: epath.Path, text: str) -> None:
+    """A reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.tmp"
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and devices: what one needs to explain a difference between two machines."""
+    packages = ("jaxsat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
+        "packages": {name: metadata.version(name) for name in packages},
+    }
+
+
+class RunLog:
+    """metrics.jsonl of one run, one JSON object a line; written whole at each checkpoint, so the two never disagree
+    and object storage, which cannot append, will do. A run that continues from `step` keeps the lines up to it."""
+
+    def __init__(self, directory: epath.Path, run: Run, step: int):
+        self._path = directory / "metrics.jsonl"
+        self._lines = [line for line in read_metrics(directory) if line["step"] <= step]
+        self.diverged = any("diverged" in line for line in self._lines)
+        write_atomically(directory / "config.json", dumps(run))
+        write_atomically(directory / "env.json", json.dumps(environment(), indent=2))
+
+    def add(self, line: dict[str, Any]) -> None:
+        self._lines.append(line)
+
+    def diverge(self, step: int) -> None:
+        """The loss of the step that led to `step` was not finite: the run's numbers end here."""
+        self.diverged = True
+        self.add({"step": step, "diverged": True})
+
+    def write(self) -> None:
+        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
+
+
+def read_metrics(directory: epath.Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl: {step, tokens, loss, grad_norm, learning_rate}, {step, tokens_per_second} (of the
+    whole pack), and {step, diverged}."""
+    path = directory / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,0 +1,155 @@
+"""The training loop of one pack: batches in, checkpoints and metrics out; killed anywhere, it continues to the same
+numbers."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from jaxsat import corpus as corpora
+from jaxsat.checkpoints import Store
+from jaxsat.config import checkpoint_steps
+from jaxsat.parallel import make_mesh, per_run, per_run_and_row
+from jaxsat.train.logs import RunLog
+from jaxsat.train.packs import Pack
+from jaxsat.train.step import abstract_state, hypers, initializer, train_step
+
+WINDOW = 10  # steps between looks at the losses
+
+Progress = Callable[[int, list[float]], None]  # (steps done, latest loss of each run)
+
+
+class Preempted(Exception):
+    """SIGTERM arrived; the state is saved, and the same command continues."""
+
+
+def train_pack(
+    pack: Pack,
+    corpus: corpora.Corpus,
+    out: epath.Path,
+    progress: Progress = lambda step, losses: None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> None:
+    """Trains every run of `pack` to its last step, from the newest checkpoint under `out` or from the start.
+
+    Raises Preempted after SIGTERM, with everything saved; InputError where `out` holds something else.
+    """
+    train, program = pack.runs[0].train, pack.program
+    mesh = mesh or make_mesh(len(pack.runs), train.batch_size)
+    hyper = jax.device_put(hypers(pack.runs), per_run(mesh))
+    with Store(out / "checkpoints" / pack.id, [run.id for run in pack.runs]) as store, _Sigterm() as sigterm:
+        found = store.latest(abstract_state(program, mesh, hyper))
+        state, spent = found or (initializer(program, mesh)(hyper), 0.0)
+        start = int(state["step"])
+        if start == train.steps:
+            return
+        window = _Window(pack, out, start)
+        began = time.monotonic() - spent
+        saves = set(checkpoint_steps(train))
+        if start == 0 and not found:
+            store.save(0, state, 0.0)
+        batches = _stacked(pack, corpus, start)
+        for step in range(start + 1, train.steps + 1):
+            rows_KxBxT1 = jax.device_put(next(batches), per_run_and_row(mesh))
+            state, metrics = train_step(program, state, hyper, rows_KxBxT1)
+            window.add(step, metrics)
+            if step % WINDOW == 0:
+                window.write_previous()
+                progress(step, window.losses)
+            if step in saves or sigterm.arrived:
+                window.write_all()
+                store.save(step, state, time.monotonic() - began)
+            if sigterm.arrived:
+                raise Preempted(f"stopped at step {step}; the same command continues from there")
+            if window.all_diverged:
+                break
+        window.write_all()
+        batches.close()
+        progress(train.steps, window.losses)
+
+
+class _Window:
+    """Metrics of the steps since the last line, read one window late so that dispatch never waits."""
+
+    def __init__(self, pack: Pack, out: epath.Path, start: int):
+        self.pack = pack
+        self.logs = [RunLog(out / "runs" / run.id, run, start) for run in pack.runs]
+        self.losses = [float("nan")] * len(pack.runs)
+        self._previous: list[tuple[int, dict[str, jax.Array]]] = []
+        self._current: list[tuple[int, dict[str, jax.Array]]] = []
+        self._clock = time.monotonic()
+
+    @property
+    def all_diverged(self) -> bool:
+        return all(log.diverged for log in self.logs)
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        self._current.append((step, metrics))
+
+    def write_previous(self) -> None:
+        self._write(self._previous)
+        self._previous, self._current = self._current, []
+
+    def write_all(self) -> None:
+        self.write_previous()
+        self._write(self._previous)
+        self._previous = []
+        for log in self.logs:
+            log.write()
+
+    def _write(self, window: list[tuple[int, dict[str, jax.Array]]]) -> None:
+        if not window:
+            return
+        steps = [step for step, _ in window]
+        values = jax.device_get([metrics for _, metrics in window])
+        now = time.monotonic()
+        tokens = len(steps) * sum(run.tokens_per_step for run in self.pack.runs)
+        tokens_per_second = round(tokens / max(now - self._clock, 1e-9))  # of the whole pack
+        self._clock = now
+        for k, (run, log) in enumerate(zip(self.pack.runs, self.logs)):
+            if log.diverged:
+                continue
+            for step, value in zip(steps, values):
+                if not math.isfinite(value["loss"][k]):
+                    log.diverge(step)
+                    break
+                log.add(
+                    {"step": step, "tokens": step * run.tokens_per_step} | {m: float(v[k]) for m, v in value.items()}
+                )
+                self.losses[k] = float(value["loss"][k])
+            else:
+                log.add({"step": steps[-1], "tokens_per_second": tokens_per_second})
+
+
+def _stacked(pack: Pack, corpus: corpora.Corpus, start: int) -> Iterator[np.ndarray]:
+    """Batches rows_KxBxT1 from step `start` on: every run in the order of its own seed, equal seeds read once."""
+    batch_size = pack.runs[0].train.batch_size
+    by_seed = {r.seed: corpora.batches(corpus, r.seed, batch_size, start) for r in pack.runs}
+    while True:
+        rows = {seed: next(batches) for seed, batches in by_seed.items()}
+        yield np.stack([rows[r.seed] for r in pack.runs])
+
+
+class _Sigterm:
+    """Notes SIGTERM instead of dying of it: a preempted machine gives about 30 s to save."""
+
+    def __init__(self):
+        self.arrived = False
+
+    def __enter__(self) -> "_Sigterm":
+        if threading.current_thread() is threading.main_thread():
+            self._before: Any = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, *_: object) -> None:
+        self.arrived = True
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._before)

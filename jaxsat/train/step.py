@@ -1,0 +1,138 @@
+"""One training step, as a pure function of many runs at once.
+
+A `Program` is what is compiled: the shapes and the kind of optimizer. What may differ between the runs of a pack
+(`Hyper`) enters as arrays of length K, so one program serves every seed, learning rate, weight decay, head rank and
+length. K is 1 for a run trained alone.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsat import model
+from jaxsat.config import ModelConfig, Run, TrainConfig
+from jaxsat.parallel import abstract_like, per_run, replicated
+
+State = dict[str, Any]  # params, optimizer: leading axis K; keys_K; step: int32, the same for all
+
+
+class Hyper(NamedTuple):
+    """What differs between the runs of a pack: arrays of length K."""
+
+    seed: jax.Array
+    learning_rate: jax.Array
+    weight_decay: jax.Array
+    warmup_steps: jax.Array
+    steps: jax.Array
+    rank: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is compiled once for all runs of a pack."""
+
+    model: ModelConfig
+    train: TrainConfig  # with the fields of Hyper at fixed values
+
+    @staticmethod
+    def of(run: Run, stored_rank: int | None = None) -> "Program":
+        """The program that trains `run`, its factored head stored `stored_rank` wide."""
+        head_rank = run.model.head_rank and (stored_rank or run.model.head_rank)
+        train = dataclasses.replace(
+            run.train, learning_rate=0.0, weight_decay=0.0, warmup_steps=0, steps=1, checkpoint_every=1
+        )
+        return Program(dataclasses.replace(run.model, head_rank=head_rank), train)
+
+
+def hypers(runs: Sequence[Run]) -> Hyper:
+    floats = lambda key: jnp.array([getattr(r.train, key) for r in runs], jnp.float32)  # noqa: E731
+    ints = lambda key: jnp.array([getattr(r.train, key) for r in runs], jnp.int32)  # noqa: E731
+    return Hyper(
+        seed=jnp.array([r.seed for r in runs], jnp.uint32),
+        learning_rate=floats("learning_rate"),
+        weight_decay=floats("weight_decay"),
+        warmup_steps=ints("warmup_steps"),
+        steps=ints("steps"),
+        rank=jnp.array([r.model.rank for r in runs], jnp.int32),
+    )
+
+
+def learning_rate(train: TrainConfig, hyper: Hyper, step: jax.Array) -> jax.Array:
+    """The rate of the update that leads from `step` to `step` + 1; the last update's is `final_lr` of the peak."""
+    step, total, warmup = (x.astype(jnp.float32) for x in (step, hyper.steps, hyper.warmup_steps))
+    warm = jnp.minimum(1.0, (step + 1) / jnp.maximum(warmup, 1.0))
+    match train.schedule:
+        case "constant":
+            return hyper.learning_rate * warm
+        case "cosine":
+            done = jnp.clip((step + 1 - warmup) / jnp.maximum(total - warmup, 1.0), 0.0, 1.0)
+            decay = 0.5 * (1 + jnp.cos(jnp.pi * done))
+        case "linear":
+            decay = jnp.clip((total - step - 1) / jnp.maximum(train.decay_fraction * total, 1.0), 0.0, 1.0)
+    return hyper.learning_rate * warm * (train.final_lr + (1 - train.final_lr) * decay)
+
+
+def _optimizer(train: TrainConfig, weight_decay: jax.Array, rate: jax.Array) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.clip_by_global_norm(train.clip_norm),
+        optax.scale_by_adam(train.beta1, train.beta2, train.eps),
+        optax.add_decayed_weights(weight_decay, mask=_matrices),
+        optax.scale(-rate),
+    )
+
+
+def _matrices(params: model.Params) -> Any:
+    """True for what weight decay acts on: everything but norms and biases."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in ("scale", "bias"), params)
+
+
+@functools.cache
+def initializer(program: Program, mesh: jax.sharding.Mesh) -> Callable[[Hyper], State]:
+    """Jitted hyper -> State, created where it will live, never whole on one device."""
+
+    def one(hyper: Hyper) -> tuple[jax.Array, model.Params, Any]:
+        key = jax.random.key(hyper.seed)
+        params = model.init(program.model, jax.random.fold_in(key, 0), hyper.rank)
+        return key, params, _optimizer(program.train, hyper.weight_decay, hyper.learning_rate).init(params)
+
+    def init(hyper: Hyper) -> State:
+        keys_K, params, optimizer = jax.vmap(one)(hyper)
+        return {"params": params, "optimizer": optimizer, "keys_K": keys_K, "step": jnp.int32(0)}
+
+    return jax.jit(init, out_shardings=state_shardings(mesh))
+
+
+def state_shardings(mesh: jax.sharding.Mesh) -> dict[str, jax.sharding.NamedSharding]:
+    return {"params": per_run(mesh), "optimizer": per_run(mesh), "keys_K": per_run(mesh), "step": replicated(mesh)}
+
+
+def abstract_state(program: Program, mesh: jax.sharding.Mesh, hyper: Hyper) -> State:
+    """Shapes and shardings of the state, for restoring it; nothing is computed."""
+    shapes = jax.eval_shape(initializer(program, mesh), hyper)
+    return {name: abstract_like(shapes[name], sharding) for name, sharding in state_shardings(mesh).items()}
+
+
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
+def train_step(
+    program: Program, state: State, hyper: Hyper, rows_KxBxT1: jax.Array
+) -> tuple[State, dict[str, jax.Array]]:
+    """One AdamW step of every run. Metrics are arrays of length K: loss (nats/token), grad_norm, learning_rate."""
+
+    def one(params, optimizer, hyper, rows_BxT1):
+        def loss_of(params):
+            h_BxTxD, _ = model.hidden(program.model, params, rows_BxT1[:, :-1])
+            return model.cross_entropy(*model.head(program.model, params, h_BxTxD), rows_BxT1[:, 1:])
+
+        loss, gradient = jax.value_and_grad(loss_of)(params)
+        rate = learning_rate(program.train, hyper, state["step"])
+        updates, optimizer = _optimizer(program.train, hyper.weight_decay, rate).update(gradient, optimizer, params)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradient), "learning_rate": rate}
+        return optax.apply_updates(params, updates), optimizer, metrics
+
+    params, optimizer, metrics = jax.vmap(one)(state["params"], state["optimizer"], hyper, rows_KxBxT1)
+    return state | {"params": params, "optimizer": optimizer, "step": state["step"] + 1}, metrics
