@@ -1,0 +1,236 @@
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from jaxsat.config import InputError
+from jaxsat.laws import Constant, Form, chinchilla, fit, power_law, power_law_floor
+
+TRUTH = {"E": 1.8, "A": 480.0, "B": 2000.0, "alpha": 0.35, "beta": 0.36}
+
+
+def law(constants, n, d):
+    return constants["E"] + constants["A"] / n ** constants["alpha"] + constants["B"] / d ** constants["beta"]
+
+
+def draw(rows=60, noise=0.005, seed=0):
+    rng = np.random.default_rng(seed)
+    inputs = {"N": 10 ** rng.uniform(7.5, 10.5, rows), "D": 10 ** rng.uniform(8.5, 11.5, rows)}
+    return inputs, law(TRUTH, inputs["N"], inputs["D"]) * np.exp(rng.normal(0, noise, rows))
+
+
+def huber_sum(constants, inputs, loss, delta=1e-3):
+    r = np.abs(np.log(loss) - np.log(law(constants, inputs["N"], inputs["D"])))
+    return np.where(r <= delta, r**2 / 2, delta * (r - delta / 2)).sum()
+
+
+def values(fitted):
+    return {name: c.value for name, c in fitted.constants.items()}
+
+
+@pytest.fixture(scope="module")
+def published(shared_data):
+    """The 240 rows and the fit of Besiroglu et al. (2024)."""
+    folder = shared_data / "scaling_chinchilla"
+    table = pd.read_csv(folder / "svg_extracted_data.csv")
+    table = table[table["loss"] < table["loss"].sort_values().iloc[-5]]
+    n = table["Model Size"].to_numpy()
+    inputs = {"N": n, "D": table["Training FLOP"].to_numpy() / (6 * n)}
+    return inputs, table["loss"].to_numpy(), json.loads((folder / "published_fit.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def replication(published):
+    inputs, loss, _ = published
+    return fit(chinchilla, inputs, loss, bootstrap=1000, level=0.95)
+
+
+def test_the_published_optimum_is_found(published, replication):
+    inputs, loss, numbers = published
+    theirs = {name: numbers["besiroglu2024_huber_only"][name] for name in chinchilla.names}
+    assert replication.rows == 240 and replication.converged and not replication.unidentified
+    assert replication.objective == pytest.approx(0.00101827, abs=1e-8)
+    assert replication.objective <= huber_sum(theirs, inputs, loss)
+    assert replication.objective == pytest.approx(huber_sum(values(replication), inputs, loss), rel=1e-9)
+    assert values(replication) == pytest.approx(theirs, rel=1e-3)
+
+
+def test_the_published_intervals_are_found(published, replication):
+    for name, (low, high) in published[2]["besiroglu2024"]["ci95"].items():
+        # Their resamples maximise a likelihood, ours a Huber sum, and each is a draw: ends within a fifth of the width.
+        ours = replication.constants[name]
+        assert (ours.low, ours.high) == pytest.approx((low, high), abs=(high - low) / 5)
+
+
+def test_the_mean_of_huber_terms_stops_early_and_the_sum_does_not(published, replication):
+    inputs, loss, _ = published
+
+    def objective(theta):
+        a, b, e, alpha, beta = theta
+        return huber_sum(
+            {"E": math.exp(e), "A": math.exp(a), "B": math.exp(b), "alpha": alpha, "beta": beta}, inputs, loss
+        )
+
+    start = [0.5, 5.0, 5.0, 0.5, 0.5]
+    mean = minimize(lambda theta: objective(theta) / len(loss), start, method="L-BFGS-B")
+    assert mean.success and objective(mean.x) > 1.5 * replication.objective
+    assert fit(chinchilla, inputs, loss, bootstrap=20).objective <= objective(mean.x)
+
+
+def test_exact_data_give_back_their_constants():
+    inputs, loss = draw(noise=0)
+    fitted = fit(chinchilla, inputs, loss, bootstrap=50)
+    assert fitted.converged and not fitted.unidentified
+    assert values(fitted) == pytest.approx(TRUTH, rel=1e-5)
+    assert fitted.residuals == pytest.approx(0, abs=1e-8)
+
+
+def test_noisy_data_give_intervals_that_hold_the_constants_and_the_curve():
+    fitted = fit(chinchilla, *draw(), level=0.99)
+    for name, c in fitted.constants.items():
+        assert c.low < TRUTH[name] < c.high and c.low < c.value < c.high
+    n, d = np.geomspace(1e8, 1e11, 5), 1e12
+    curve = fitted.predict(N=n, D=d)
+    assert ((curve.low < law(TRUTH, n, d)) & (law(TRUTH, n, d) < curve.high)).all()
+    assert curve.value == pytest.approx(law(values(fitted), n, d), rel=1e-12)
+
+
+def test_held_constants_stay_and_the_others_are_optimal_given_them():
+    inputs, loss = draw()
+    fitted = fit(chinchilla, inputs, loss, hold={"E": 1.69, "B": 410.7, "beta": 0.28}, bootstrap=20)
+    assert fitted.constants["E"] == (1.69, 1.69, 1.69)
+    best = values(fitted)
+    assert best["B"] == 410.7 and best["beta"] == 0.28
+    for name in ("A", "alpha"):
+        for factor in (0.999, 1.001):
+            assert huber_sum(best | {name: best[name] * factor}, inputs, loss) > fitted.objective
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.floats(0.3, 3), st.permutations(range(60)))
+def test_scaling_the_loss_scales_the_constants_and_the_order_of_rows_does_not_matter(scale, order):
+    x = draw()[0]["N"]
+    loss = (1.8 + 480 / x**0.35) * np.exp(np.random.default_rng(0).normal(0, 0.005, 60))
+    one = fit(power_law_floor, {"x": x}, loss, bootstrap=20)
+    other = fit(power_law_floor, {"x": x[order]}, scale * loss[order], bootstrap=20)
+    expected = {name: c * (1 if name == "alpha" else scale) for name, c in values(one).items()}
+    assert values(other) == pytest.approx(expected, rel=1e-3)
+    assert other.objective == pytest.approx(one.objective, rel=1e-6)
+
+
+def test_the_same_seed_gives_the_same_intervals():
+    a, b, c = (fit(power_law, {"x": draw()[0]["N"]}, draw()[1], bootstrap=50, seed=seed) for seed in (1, 1, 2))
+    assert a.constants == b.constants != c.constants
+
+
+def test_groups_are_resampled_whole():
+    """Noise that a group shares is worth one draw a group: rows resampled alone take it for many, and are too sure."""
+    rng, seeds = np.random.default_rng(3), np.repeat(np.arange(10), 12)
+    x = np.tile(np.geomspace(1e6, 1e9, 12), 10)
+    loss = 50 / x**0.15 * np.exp(rng.normal(0, 0.02, 10)[seeds] + rng.normal(0, 0.001, 120))
+    by_row, by_seed = (fit(power_law, {"x": x}, loss, groups=g, seed=1).predict(x=1e8) for g in (None, seeds))
+    assert by_seed.high - by_seed.low > 2 * (by_row.high - by_row.low)
+    assert by_seed.low < 50 / 1e8**0.15 < by_seed.high
+
+
+def test_a_constant_that_the_data_cannot_identify_is_unbounded_and_so_is_what_depends_on_it():
+    inputs, _ = draw()
+    one_budget = np.full(60, 1e10)
+    loss = law(TRUTH, inputs["N"], one_budget) * np.exp(np.random.default_rng(0).normal(0, 0.005, 60))
+    fitted = fit(chinchilla, {"N": inputs["N"], "D": one_budget}, loss, bootstrap=200)
+    assert fitted.unidentified == ("B", "beta")
+    assert fitted.constants["B"][1:] == (0, math.inf) and fitted.constants["beta"][1:] == (-math.inf, math.inf)
+    assert fitted.constants["E"].low == 0  # a floor and B/D^0 are one constant
+    assert fitted.constants["alpha"].low < 0.35 < fitted.constants["alpha"].high
+    there, elsewhere = fitted.predict(N=1e9, D=1e10), fitted.predict(N=1e9, D=1e12)
+    assert (there.high - there.low) * 10 < elsewhere.high - elsewhere.low
+    assert elsewhere.low < law(TRUTH, 1e9, 1e12) < elsewhere.high
+
+
+def test_a_floor_below_all_that_was_seen_is_not_bounded_below():
+    x = np.geomspace(1e4, 1e5, 8)
+    loss = 12 / x**0.12 * np.exp(np.random.default_rng(1).normal(0, 0.003, 8))
+    fitted = fit(power_law_floor, {"x": x}, loss)
+    assert fitted.constants["E"].low == 0 and math.isfinite(fitted.constants["E"].high)
+
+
+def test_a_form_of_the_user():
+    """A shifted power law of two inputs of any name, one constant of any sign."""
+    mine = Form(
+        "mine",
+        "L = A / (width + w0)^alpha * depth^gamma",
+        "this test",
+        ("width", "depth"),
+        (
+            Constant("A", (1, 10)),
+            Constant("w0", (1, 100)),
+            Constant("alpha", (0.2, 1), positive=False),
+            Constant("gamma", (0,), positive=False),
+        ),
+        lambda c, x: jnp.log(c["A"]) - c["alpha"] * jnp.log(x["width"] + c["w0"]) + c["gamma"] * jnp.log(x["depth"]),
+    )
+    rng = np.random.default_rng(0)
+    inputs = {"width": rng.uniform(8, 512, 50), "depth": rng.integers(1, 12, 50)}
+    fitted = fit(mine, inputs, 9 / (inputs["width"] + 30) ** 0.3 * inputs["depth"] ** -0.05, bootstrap=20)
+    assert values(fitted) == pytest.approx({"A": 9, "w0": 30, "alpha": 0.3, "gamma": -0.05}, rel=1e-4)
+
+
+def test_json_is_strict_and_has_the_documented_keys():
+    inputs, loss = draw(rows=12)
+    fitted = fit(chinchilla, inputs | {"D": np.full(12, 1e10)}, loss, bootstrap=20)
+    document = json.loads(fitted.to_json([{"N": 1e9, "D": 1e10}]), parse_constant=pytest.fail)
+    assert list(document) == ["form", "constants", "objective", "rows", "converged", "predictions"]
+    assert list(document["constants"]) == ["E", "A", "B", "alpha", "beta"]
+    assert document["constants"]["beta"]["low"] is None and document["rows"] == 12
+    assert document["predictions"][0] == {"N": 1e9, "D": 1e10} | fitted.predict(N=1e9, D=1e10)._asdict()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"hold": {"aplha": 0.3}}, "constant of chinchilla in hold 'aplha'; did you mean 'alpha'?"),
+        ({"hold": {"E": -1}}, "hold E = -1: must be a finite number, at least 0"),
+        ({"hold": TRUTH}, "leave at least one to fit"),
+        ({"rows": slice(5)}, "5 rows for 5 constants (E, A, B, alpha, beta): needs at least 6"),
+        ({"N": (3, 0.0)}, "column 'N', row 3: 0.0 must be a positive finite number"),
+        ({"D": (0, math.inf)}, "column 'D', row 0: inf"),
+        ({"loss": (7, math.nan)}, "column 'loss', row 7: nan"),
+        ({"loss": (2, -1.0)}, "column 'loss', row 2: -1.0"),
+        ({"drop": "D"}, "chinchilla needs the input 'D'"),
+        ({"add": "T"}, "unknown input of chinchilla 'T'; known: D, N"),
+        ({"groups": np.zeros(60)}, "groups are all"),
+        ({"groups": np.zeros(3)}, "groups has 3 labels for 60 rows"),
+        ({"bootstrap": 10}, "bootstrap = 10: an interval of level 0.9 needs at least 20"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    inputs, loss = draw()
+    columns = inputs | {"loss": loss}
+    for name in columns.keys() & change.keys():
+        row, value = change[name]
+        columns[name][row] = value
+    columns = {name: column[change.get("rows", slice(None))] for name, column in columns.items()}
+    loss = columns.pop("loss")
+    columns.pop(change.get("drop"), None)
+    columns |= {change["add"]: loss} if "add" in change else {}
+    with pytest.raises(InputError) as error:
+        fit(chinchilla, columns, loss, **{k: change[k] for k in ("hold", "groups", "bootstrap") if k in change})
+    assert message in str(error.value)
+
+
+def test_words_are_not_numbers_and_columns_have_one_length():
+    with pytest.raises(InputError, match="column 'x' holds something that is not a number"):
+        fit(power_law, {"x": ["one", "two", "three"]}, [3, 2, 1])
+    with pytest.raises(InputError, match="columns have different lengths: {'x': 4, 'loss': 3}"):
+        fit(power_law, {"x": [1, 2, 3, 4]}, [3, 2, 1])
+
+
+def test_the_process_keeps_its_precision():
+    fit(power_law, {"x": [1, 2, 3, 4]}, [4, 3, 2, 1], bootstrap=20)
+    assert jnp.ones(1).dtype == jnp.float32
