@@ -1,7 +1,7 @@
 """Text in, token rows out."""
 
 from jaxsat.corpus.builders import cache_dir
-from jaxsat.corpus.documents import documents
+from jaxsat.corpus.documents import documents, list_corpora
 from jaxsat.corpus.rows import Corpus, batch_at, batches, prepare
 
-__all__ = ["Corpus", "batch_at", "batches", "cache_dir", "documents", "prepare"]
+__all__ = ["Corpus", "batch_at", "batches", "cache_dir", "documents", "list_corpora", "prepare"]

@@ -159,7 +159,7 @@ def _docstrings(name: str, root: Path) -> Iterator[tuple[str, str]]:
             line = getattr(node, "lineno", 0)
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 texts = [ast.get_docstring(node)]
-            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("add_newdoc"):
+            elif isinstance(node, ast.Call) and "add_newdoc" in vars(node.func).values():
                 strings = [n.value for arg in node.args[1:] for n in ast.walk(arg) if isinstance(n, ast.Constant)]
                 texts = [max((inspect.cleandoc(s) for s in strings if isinstance(s, str)), key=len, default="")]
             else:

@@ -5,12 +5,15 @@ documents; a file without blank lines has one a line. Either may be .gz, local o
 without an id is named by its content, so equal texts are one document to the held-out split.
 """
 
+import contextlib
 import gzip
 import hashlib
 import itertools
 import json
 import os
+import zlib
 from collections.abc import Iterator
+from typing import IO, Any
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -42,6 +45,22 @@ def fingerprint(name: str) -> str:
     return f"{info.full_name} {info.splits['train'].num_examples} {info.splits['train'].num_bytes}"
 
 
+def list_corpora() -> list[dict[str, Any]]:
+    """What `documents` knows by name. `documents`, `bytes` and `path` are None until it is prepared."""
+    return [
+        {
+            "name": name,
+            "description": info.description.strip(),
+            "license": info.redistribution_info.license,
+            "source": info.homepage,
+            "documents": info.splits["train"].num_examples if info.splits else None,
+            "bytes": int(info.splits["train"].num_bytes) if info.splits else None,
+            "path": info.data_dir if info.splits else None,
+        }
+        for name, info in ((name, _builder(name).info) for name in BUILDERS)
+    ]
+
+
 def content_id(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -50,12 +69,14 @@ def _is_file(name: str) -> bool:
     return name.removesuffix(".gz").endswith((".txt", ".jsonl"))
 
 
-def _open(path: epath.Path):
+@contextlib.contextmanager
+def _open(path: epath.Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file, unzipped; turns what goes wrong inside the `with` too into InputError."""
     try:
-        f = path.open("rb")
-    except OSError as e:
-        raise InputError(f"cannot read the corpus {path}: {e.strerror}") from None
-    return gzip.open(f) if path.suffix == ".gz" else f
+        with path.open("rb") as f:
+            yield gzip.open(f) if path.suffix == ".gz" else f
+    except (OSError, EOFError, zlib.error) as e:
+        raise InputError(f"cannot read the corpus {path}: {getattr(e, 'strerror', None) or e}") from None
 
 
 def _read_file(path: epath.Path) -> Iterator[tuple[str | None, str]]:
@@ -78,8 +99,6 @@ def _lines(path: epath.Path) -> Iterator[tuple[int, str]]:
                 yield number, line.decode("utf-8-sig").rstrip()
         except UnicodeDecodeError as e:
             raise InputError(f"{path}, line {number}: not UTF-8 ({e.reason} at byte {e.start})") from None
-        except (OSError, EOFError) as e:
-            raise InputError(f"cannot read the corpus {path} after line {number}: {e}") from None
 
 
 def _record(where: str, line: str) -> tuple[str | None, str]:
@@ -104,6 +123,8 @@ def _builder(name: str) -> tfds.core.DatasetBuilder:
         return prepared(tfds.builder(name, data_dir=data_dir, file_format="array_record"))
     except tfds.core.DatasetNotFoundError:
         raise InputError(f"{unknown('corpus', name, BUILDERS)}; a file ends in .txt or .jsonl; {elsewhere}") from None
+    except ValueError as e:  # no such config, or prepared in another format
+        raise InputError(f"corpus {name!r}: {e}; {elsewhere}") from None
     except ImportError as e:
         raise InputError(f"corpus {name!r} cannot be prepared here, it needs {e.name}; {elsewhere}") from None
 
@@ -115,7 +136,10 @@ def _read_tfds(name: str) -> Iterator[tuple[str | None, str]]:
     if text is None or "train" not in builder.info.splits:
         has = f"splits {list(builder.info.splits)}, features {list(builder.info.features)}"
         raise InputError(f"corpus {name!r} needs a train split and one text; it has {has}")
-    source = builder.as_data_source("train")
+    try:
+        source = builder.as_data_source("train")
+    except NotImplementedError as e:
+        raise InputError(f"corpus {name!r} in {builder.data_dir}: {e}; prepare it as array_record") from None
     for start in range(0, len(source), 1000):  # one at a time is 2.5 times slower
         for example in source.__getitems__(range(start, min(start + 1000, len(source)))):
             yield (example["id"].decode() if "id" in features else None), example[text].decode()

@@ -32,7 +32,7 @@ def load(path: str, vocab_size: int) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(Path(path).read_text())
     except OSError as e:
-        raise InputError(f"data.tokenizer = {path!r}: {e.strerror}; give 'bpe' or a a tokenizer.json") from None
+        raise InputError(f"data.tokenizer = {path!r}: {e.strerror}; give 'bpe' or a tokenizer.json") from None
     except Exception as e:  # all that the Rust library raises
         raise InputError(f"{path} is not a tokenizer.json of the tokenizers library: {e}") from None
     if (size := tokenizer.get_vocab_size()) > vocab_size:

