@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from scipy.optimize import isotonic_regression
 
-from jaxsat.report.tables import gaps, joined
+from jaxsat.report.tables import gaps, joined, predict
 
 if TYPE_CHECKING:
     from jaxsat.laws import Fit
@@ -31,6 +31,7 @@ DARK = {
     **dict(zip(RAMP, "#8f7cf0 #ab5fe0 #c34fc0 #d9559d #e8677a #f48948 #fca835 #f4dd27".split(), strict=True)),
     **dict(zip(PAIR, "#56b4e9 #f08a4b #35c79b #d9a441".split(), strict=True)),
 }
+WIDTH = 5.4  # inches: the width of a phone in points, so that 10 pt text is 10 px there
 DASHES = ("solid", (0, (5, 1.5)), (0, (3, 1.5, 1, 1.5)), (0, (2, 1.5)), (0, (1, 1.5)), (0, (1, 3)))
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -88,7 +89,7 @@ def loss_against_tokens(measurements: pd.DataFrame, runs: pd.DataFrame) -> Figur
 @styled
 def rise_above_minimum(measurements: pd.DataFrame, runs: pd.DataFrame) -> Figure | None:
     """Saturation seen directly: held-out loss (nats/token) above the run's own lowest value so far. Zero: no rise."""
-    rows = _trained(joined(measurements, runs, "heldout_loss")).sort_values(["run", "tokens"])
+    rows = _trained(joined(measurements, runs, "heldout_loss"))
     rows = rows[rows.groupby("run")["tokens"].transform("size") > 1]
     if rows.empty:
         return None
@@ -119,18 +120,12 @@ def law(
     table = gaps(fit, points, held_out, params)
     budgets = sorted(table["tokens"].unique(), reverse=True)
     N = np.geomspace(table[params].min() / 1.3, table[params].max() * 1.3, 64)
-    figure = Figure(figsize=(6, 5.6))
+    figure = Figure(figsize=(WIDTH, 5.4))
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    for i, D in enumerate(budgets[:4]):
-        curve = fit.predict(N=N, D=np.full_like(N, D))
-        color = PAIR[i % len(PAIR)]
-        top.plot(N, curve.value, color=color, linestyle=DASHES[min(i, 4)], label=f"D = {_si(D)}", linewidth=1.4)
-        if i == 0:
-            top.fill_between(N, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
-            band = [100 * (edge / curve.value - 1) for edge in (curve.low, curve.high)]
-            bottom.fill_between(N, *band, color=color, alpha=0.18, linewidth=0)
+    for i, D in enumerate(budgets[: 4 if "D" in fit.form.inputs else 1]):
+        curve = predict(fit, N, np.full_like(N, D)).value
+        top.plot(N, curve, color=PAIR[i], linestyle=DASHES[i], label=f"D = {_si(D)}", linewidth=1.4)
     top.set_xscale("log")
-    _label_ends([top])
     for (D, in_fit), group in table.groupby(["tokens", "in_fit"]):
         color = PAIR[budgets.index(D) % len(PAIR)]
         marker = {"marker": "o" if in_fit else "D", "markerfacecolor": color if in_fit else PAPER, "color": color}
@@ -138,12 +133,19 @@ def law(
         top.plot(group[params], group["loss"], linestyle="none", label=label, **marker)
         bottom.plot(group[params], group["gap_percent"], linestyle="none", label=label, **marker)
     bottom.axhline(0, color=MUTED, linewidth=1)
+    best, *edges = predict(fit, N, np.full_like(N, budgets[0]))
+    for ax, band, room in ((top, edges, 0.05), (bottom, [100 * (edge / best - 1) for edge in edges], 0.5)):
+        low, high = ax.get_ylim()  # of the curves and points: an unbounded band must not set the view
+        low, high = low - room * (high - low), high + room * (high - low)
+        ax.fill_between(N, *np.clip(band, low, high), color=PAIR[0], alpha=0.18, linewidth=0)
+        ax.set_ylim(low, high)
     _log_ticks(bottom)
     shapes = {"in the fit": {"marker": "o"}, "held out of it": {"marker": "D", "markerfacecolor": PAPER}}
     shapes = {name: shape for name, shape in shapes.items() if (name == "in the fit") in set(table["in_fit"])}
     top.legend(handles=[Line2D([], [], color=MUTED, linestyle="none", label=k, **shape) for k, shape in shapes.items()])
     top.set_ylabel("held-out loss (nats/token)")
-    bottom.set(ylabel="gap to the law (%)", xlabel="parameters N" + (" (total)" if params == "params.total" else ""))
+    bottom.set(ylabel="gap to the law (%)", xlabel=f"parameters N ({params.removeprefix('params.')})")
+    _label_ends([top], skip="fit")
     return figure
 
 
@@ -166,7 +168,7 @@ def head_spectra(measurements: pd.DataFrame, runs: pd.DataFrame) -> Figure | Non
         panel = rows[rows["size"] == size]
         tokens = sorted(panel["tokens"].unique())
         for n, D in enumerate(tokens):
-            alpha = 0.2 + 0.8 * n / max(1, len(tokens) - 1)
+            alpha = 0.25 + 0.75 * n / max(1, len(tokens) - 1)
             mean = panel[panel["tokens"] == D].groupby("i")["value"].mean()
             ax.plot(mean.index, mean, color=colors[size], alpha=alpha, linewidth=1.2, label=f"{_si(D)} tokens")
         ax.set_xscale("log", base=2)
@@ -198,7 +200,7 @@ def degeneration(measurements: pd.DataFrame, runs: pd.DataFrame) -> Figure | Non
         ("last-layer\nanisotropy", metrics[2:]),
     ]
     panels = [(name, shown) for name, shown in panels if rows["metric"].isin(shown).any()]
-    figure = Figure(figsize=(6, 0.6 + 2.2 * len(panels)))
+    figure = Figure(figsize=(WIDTH, 0.6 + 2 * len(panels)))
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for ax, (name, shown) in zip(axes, panels, strict=True):
         for (metric, size), line in rows[rows["metric"].isin(shown)].groupby(["metric", "size"], sort=False):
@@ -272,7 +274,7 @@ def weight_decay_probe(measurements: pd.DataFrame, runs: pd.DataFrame) -> Figure
     if not rows["metric"].eq("singular_entropy").any():
         return None
     decays, rates = (sorted(rows[key].unique()) for key in ("train.weight_decay", "train.learning_rate"))
-    figure = Figure(figsize=(6, 5))
+    figure = Figure(figsize=(WIDTH, 4.8))
     axes = figure.subplots(2, 1, sharex=True)
     panels = {"singular_entropy": "singular entropy (nats)", "heldout_loss": "held-out loss (nats/token)"}
     for ax, (metric, name) in zip(axes, panels.items(), strict=True):
@@ -333,8 +335,8 @@ def _largest_rank(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _colors(rows: pd.DataFrame) -> dict[str, str]:
-    """A colour a size, in order of width then depth, spread over the whole ramp."""
-    sizes = rows.sort_values(["model.width", "model.depth"], kind="stable")["size"].unique()
+    """A colour a size, in the order of `joined`, spread over the whole ramp."""
+    sizes = rows["size"].unique()
     places = np.linspace(0, len(RAMP) - 1, len(sizes)).round().astype(int)
     return {size: RAMP[i] for size, i in zip(sizes, places, strict=True)}
 
@@ -343,7 +345,7 @@ def _grid(panels: list[str], colors: dict[str, str] | None = None, sharex: bool 
     """One panel, or two a row; each titled in its own colour."""
     n = len(panels)
     rows, columns = -(-n // 2), min(n, 2)
-    figure = Figure(figsize=(6, 4 if n == 1 else 2.7 * rows + 0.4))
+    figure = Figure(figsize=(WIDTH, 3.7 if n == 1 else 2.6 * rows + 0.3))
     axes = figure.subplots(rows, columns, sharex=sharex, sharey=True, squeeze=False).ravel()
     for ax in axes[n:]:
         ax.remove()
@@ -374,7 +376,7 @@ def _label_ends(axes: Sequence[Axes], skip: str = "\0") -> None:
     for ax, shown, texts in zip(axes, lines, names, strict=True):
         point, height = figure.dpi / 72, 11 * figure.dpi / 72
         ends = np.array([ax.transData.transform(line.get_xydata()[-1])[1] for line in shown])
-        order, apart = np.argsort(ends, kind="stable"), np.arange(len(ends)) * height
+        order, apart = np.lexsort((-np.arange(len(ends)), ends)), np.arange(len(ends)) * height
         box, last = ax.get_window_extent(), apart[-1] if len(apart) else 0
         free = isotonic_regression(ends[order] - apart).x if len(ends) else ends
         moved = np.clip(free, box.y0 + height / 2, max(box.y1 - last, box.y0 + height / 2)) + apart

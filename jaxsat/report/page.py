@@ -6,6 +6,7 @@ The same tables give the same bytes (with the same matplotlib): no dates, fixed 
 """
 
 import io
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ import matplotlib.figure
 import numpy as np
 import pandas as pd
 from etils import epath
+from markupsafe import Markup
 from matplotlib.lines import Line2D
 
 from jaxsat.config import InputError
@@ -96,6 +98,7 @@ def svg(figure: matplotlib.figure.Figure, name: str, label: str) -> str:
     """
     with matplotlib.rc_context(STYLE):
         figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # settled: every format shows the same drawing
         values = {}
         for line in figure.findobj(Line2D):
             if line.axes and len(line.get_xdata()) and line in line.axes.lines and not line.get_label().startswith("_"):
@@ -137,7 +140,7 @@ def _files(title, intro, sections, claims, provenance) -> dict[str, bytes]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(cell=cell, paragraphs=lambda text: [p for p in re.split(r"\n\s*\n", text.strip()) if p])
+    environment.filters.update(cells=cells, heading=heading, paragraphs=paragraphs)
     page = environment.get_template("page.html").render(
         title=title, intro=intro, sections=sections, claims=claims, provenance=provenance, headline=headline(claims),
         tally=tally(claims), origins=ORIGINS, drawings=drawings, dark=DARK, fonts=FONTS, files=files,
@@ -147,13 +150,35 @@ def _files(title, intro, sections, claims, provenance) -> dict[str, bytes]:
     return files
 
 
-def cell(value: object) -> str:
-    """A table's cell for people: four digits, separated thousands, a dash for what is missing."""
-    if isinstance(value, (bool, np.bool_)):
+def cells(column: pd.Series) -> list[str]:
+    """A table's column for people: numbers of like size share their decimals, so that their points line up."""
+    values = column.tolist()
+    sizes = [abs(v) for v in values if isinstance(v, float) and np.isfinite(v) and v]
+    texts = [_cell(v) for v in values]
+    if not sizes or max(sizes) >= 1e4 or max(sizes) > 1e3 * min(sizes):
+        return texts
+    needed = max(len(text.partition(".")[2]) for text in texts)
+    decimals = max(0, min(needed, 3 - math.floor(math.log10(max(sizes)))))
+    return [
+        f"{v:.{decimals}f}".replace("-", "−") if np.isfinite(v) else text for v, text in zip(values, texts, strict=True)
+    ]
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, (int, float, np.number)):
-        return number(float(value))
+    if isinstance(value, int | float):
+        return number(value)
     return "–" if value is None or value is pd.NA else str(value)
+
+
+def heading(name: object) -> Markup:
+    """A column's name that may break at its dots and underscores, so that long keys do not widen a table."""
+    return Markup(re.sub(r"(?<=[._])", "<wbr>", escape(str(name))))
+
+
+def paragraphs(text: str) -> list[str]:
+    return [p for p in re.split(r"\n\s*\n", text.strip()) if p]
 
 
 def _check_names(sections: Sequence[Section]) -> None:

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
-    from jaxsat.laws import Fit
+    from jaxsat.laws import Fit, Interval
 
 
 def joined(measurements: pd.DataFrame, runs: pd.DataFrame, *metrics: str) -> pd.DataFrame:
     """The finite rows of `metrics` (all when none is named) of these runs, with the runs' columns beside them.
 
     Adds `rank`, the largest rank the head can have, and `size`, the model's label in figures: "d = 64", or
-    "L = 2, d = 64" where depths differ. Ordered by run, metric, step, layer, index.
+    "L = 2, d = 64" where depths differ. Ordered by size and rank, then run, metric, step, layer, index.
     """
     rows = measurements[np.isfinite(measurements["value"])]
     if metrics:
@@ -34,7 +35,8 @@ def joined(measurements: pd.DataFrame, runs: pd.DataFrame, *metrics: str) -> pd.
     if depth.nunique() > 1:
         label = "L = " + depth.astype(str) + ", " + label
     rows = rows.assign(**{"rank": np.minimum(full, rank).astype(int), "size": label, "model.depth": depth})
-    return rows.sort_values(["run", "metric", "step", "layer", "index"], kind="stable", ignore_index=True)
+    order = ["model.width", "model.depth", "rank", "run", "metric", "step", "layer", "index"]
+    return rows.sort_values(order, kind="stable", ignore_index=True)
 
 
 def final_losses(measurements: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -47,17 +49,17 @@ def final_losses(measurements: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame
     by_run = rows.groupby("run")
     out = by_run.last().assign(loss=by_run["value"].last(), lowest=by_run["value"].min())
     out["rise_percent"] = 100 * (out["loss"] - out["lowest"]) / out["lowest"]
-    keys = ["part", "model.depth", "model.width", "rank", "seed", "train.learning_rate", "train.weight_decay"]
-    counts = ["params.total", "params.nonembedding", "params.head"]
-    columns = [*keys, *counts, "tokens", "loss", "lowest", "rise_percent", "state"]
-    order = [key for key in keys if key in out]
-    return out[[c for c in columns if c in out]].sort_values(order, kind="stable")
+    keys = ["part", "model.width", "model.depth", "rank", "seed"]
+    measured = ["tokens", "loss", "lowest", "rise_percent", "state"]
+    settings = ["train.learning_rate", "train.weight_decay", "params.total", "params.nonembedding", "params.head"]
+    columns = [c for c in (*keys, *measured, *settings) if c in out]
+    return out[columns].sort_values([c for c in columns if c in keys], kind="stable")
 
 
 def over_seeds(points: pd.DataFrame, column: str = "loss") -> pd.DataFrame:
-    """Models in rows, head ranks in columns: the mean over seeds, and (lowest-highest) where there are several."""
+    """Widths in rows, head ranks in columns: the mean over seeds, ± the largest distance of a seed from it."""
     cells = points.groupby(["model.width", "rank"])[column].agg(["mean", "min", "max"])
-    text = [f"{m:.3f}" + (f" ({a:.3f}–{b:.3f})" if b > a else "") for m, a, b in cells.itertuples(index=False)]
+    text = [f"{m:.3f}" + (f" ± {max(b - m, m - a):.3f}" if b > a else "") for m, a, b in cells.itertuples(index=False)]
     table = pd.Series(text, index=cells.index, dtype=object).unstack("rank").fillna("")
     return table.rename(columns="r = {}".format).rename_axis(columns=None).reset_index()
 
@@ -68,8 +70,14 @@ def constants(fits: Mapping[str, "Fit"]) -> pd.DataFrame:
     for name, fit in fits.items():
         for key, (value, low, high) in fit.constants.items():
             status = "held" if low == high else "unidentified" if key in fit.unidentified else "fitted"
-            rows.append((name, fit.form.formula, key, value, low, high, status))
-    return pd.DataFrame(rows, columns=["fit", "law", "constant", "value", "low", "high", "status"])
+            rows.append((name, key, value, low, high, status, fit.form.formula))
+    return pd.DataFrame(rows, columns=["fit", "constant", "value", "low", "high", "status", "law"])
+
+
+def predict(fit: "Fit", N: ArrayLike, D: ArrayLike) -> "Interval":
+    """The law's loss at N parameters and D tokens, for a law of (N, D) or of one x, which is then N."""
+    inputs = {"N": N, "D": D, "x": N}
+    return fit.predict(**{name: np.asarray(inputs[name], np.float64) for name in fit.form.inputs})
 
 
 def gaps(fit: "Fit", points: pd.DataFrame, held_out: Collection[str], params: str = "params.total") -> pd.DataFrame:
@@ -78,7 +86,7 @@ def gaps(fit: "Fit", points: pd.DataFrame, held_out: Collection[str], params: st
     gap_percent = 100 (loss - predicted) / predicted: the gap of Godey et al. 2024 (their -8 % is +8 % here: worse).
     `inside`: whether the loss lies within the interval of the prediction.
     """
-    expected = fit.predict(N=points[params].to_numpy(np.float64), D=points["tokens"].to_numpy(np.float64))
+    expected = predict(fit, points[params], points["tokens"])
     out = points.assign(predicted=expected.value, low=expected.low, high=expected.high)
     out["gap_percent"] = 100 * (out["loss"] - out["predicted"]) / out["predicted"]
     out["in_fit"] = ~out.index.isin(list(held_out))

@@ -1,8 +1,11 @@
+import dataclasses
+
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 
+from jaxsat import laws
 from jaxsat.report import figures as F
 
 FROM_TABLES = [
@@ -100,6 +103,13 @@ def test_anisotropy_runs_from_the_embedding_to_after_the_gain(main):
     assert ticks == ["embedding", "block 1", "2", "after the\nfinal gain"]
 
 
+def test_a_size_has_one_colour_in_every_figure(main):
+    for figure in (F.loss_against_rank, F.rise_above_minimum, F.degeneration, F.anisotropy_by_layer):
+        for ax in figure(*main).axes:
+            shown = {line.get_label(): line.get_color() for line in ax.lines}
+            assert [shown[f"d = {d}"] for d in (8, 16, 32, 64)] == [F.RAMP[i] for i in (0, 2, 5, 7)], figure
+
+
 def test_probe_has_a_line_a_weight_decay_and_rate(tables):
     measurements, runs = tables
     shown = lines(F.weight_decay_probe(measurements, runs[runs["part"] == "probe"]))
@@ -119,6 +129,21 @@ def test_law_shows_every_point_and_its_gap(law):
     assert sum(len(xy) for (panel, label), xy in shown.items() if panel == 1) == len(points)
     curve = shown[0, "D = 1.54M"]
     assert curve[:, 1] == pytest.approx(np.asarray(fit.predict(N=curve[:, 0], D=1500 * 1024.0).value))
+
+
+def test_an_unbounded_band_does_not_hide_the_points(law):
+    fit, points, held_out = law
+    wild = {name: np.array([1e6 if name == "A" else x[0]]) for name, x in fit.samples.items()}
+    top, bottom = F.law(dataclasses.replace(fit, extremes=wild), points, held_out).axes
+    assert top.get_ylim()[1] < 2 * points["loss"].max() and bottom.get_ylim()[1] < 50
+
+
+def test_a_law_of_one_variable_is_one_curve(law):
+    _, points, held_out = law
+    full = points[points["tokens"] == points["tokens"].max()]
+    fit = laws.fit(laws.power_law, {"x": full["params.total"]}, full["loss"], bootstrap=30)
+    shown = lines(F.law(fit, points, held_out))
+    assert [label for _, label in shown if label.startswith("D = ")] == ["D = 1.54M"]
 
 
 @pytest.mark.parametrize("figure", FROM_TABLES)

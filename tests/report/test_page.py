@@ -2,6 +2,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from etils import epath
@@ -23,7 +24,7 @@ PROVENANCE = {"jaxsat": "0.1.0", "corpus": "sha256 0f3a & more", "wall time": "9
 class Page(HTMLParser):
     """What a page loads, links to and says, and whether its tags close in order."""
 
-    VOID = {"meta", "link", "img", "br", "input"}
+    VOID = {"meta", "link", "img", "br", "wbr"}
 
     def __init__(self, text: str):
         super().__init__()
@@ -179,7 +180,17 @@ def test_names_are_file_names_and_unique(names, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value, text", [(True, "yes"), (1540096, "1,540,096"), (3.33412, "3.334"), (None, "–"), ("done", "done")]
+    "values, texts",
+    [
+        ([True, False], ["yes", "no"]),
+        ([1540096, 8], ["1,540,096", "8"]),
+        ([4.75, 4.7481, np.nan], ["4.750", "4.748", "–"]),
+        ([-0.07768, 0.3723, 0.0], ["−0.0777", "0.3723", "0.0000"]),
+        ([0.048, 0.006], ["0.048", "0.006"]),
+        ([9125.4, 0.4932], ["9,125", "0.4932"]),
+        ([0.5, np.inf], ["0.5", "∞"]),
+        (["done", None], ["done", "–"]),
+    ],
 )
-def test_cell(value, text):
-    assert page.cell(value) == text
+def test_cells_of_a_column_line_up(values, texts):
+    assert page.cells(pd.Series(values, dtype=object if values[-1] is None else None)) == texts

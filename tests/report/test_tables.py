@@ -54,7 +54,7 @@ def test_rise_is_above_the_lowest_checkpoint():
 def test_over_seeds_shows_mean_and_range():
     table = T.over_seeds(pd.DataFrame({"model.width": [8, 8, 16], "rank": [2, 2, 4], "loss": [4.9, 5.0, 4.4]}))
     assert table.to_dict("records") == [
-        {"model.width": 8, "r = 2": "4.950 (4.900–5.000)", "r = 4": ""},
+        {"model.width": 8, "r = 2": "4.950 ± 0.050", "r = 4": ""},
         {"model.width": 16, "r = 2": "", "r = 4": "4.400"},
     ]
 
