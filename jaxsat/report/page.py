@@ -108,7 +108,7 @@ def svg(figure: matplotlib.figure.Figure, name: str, label: str) -> str:
         text = _render(figure, "svg").decode()
     text = re.sub(r"^.*?(?=<svg )|\s*<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
     box = re.search(r'viewBox="[^"]*"', text)[0]
-    text = re.sub(r"<svg .*?>", f'<svg {box} role="img" aria-label="{escape(label)}">', text, count=1, flags=re.DOTALL)
+    text = f'<svg {box} role="img" aria-label="{escape(label)}">' + text.partition(">")[2]
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub("|".join(DARK), lambda color: f"var(--{color[0][1:]})", text)
     text = re.sub(r"(font: [^;\"]*?)'DejaVu Sans'[^;\"]*", r"\1var(--sans)", text)
@@ -140,7 +140,7 @@ def _files(title, intro, sections, claims, provenance) -> dict[str, bytes]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(cells=cells, heading=heading, paragraphs=paragraphs)
+    environment.filters.update(rows=rows, heading=heading, paragraphs=paragraphs)
     page = environment.get_template("page.html").render(
         title=title, intro=intro, sections=sections, claims=claims, provenance=provenance, headline=headline(claims),
         tally=tally(claims), origins=ORIGINS, drawings=drawings, dark=DARK, fonts=FONTS, files=files,
@@ -153,15 +153,18 @@ def _files(title, intro, sections, claims, provenance) -> dict[str, bytes]:
 def cells(column: pd.Series) -> list[str]:
     """A table's column for people: numbers of like size share their decimals, so that their points line up."""
     values = column.tolist()
-    sizes = [abs(v) for v in values if isinstance(v, float) and np.isfinite(v) and v]
     texts = [_cell(v) for v in values]
+    sizes = [abs(v) for v in values if np.isfinite(v) and v] if pd.api.types.is_float_dtype(column) else []
     if not sizes or max(sizes) >= 1e4 or max(sizes) > 1e3 * min(sizes):
         return texts
     needed = max(len(text.partition(".")[2]) for text in texts)
     decimals = max(0, min(needed, 3 - math.floor(math.log10(max(sizes)))))
-    return [
-        f"{v:.{decimals}f}".replace("-", "−") if np.isfinite(v) else text for v, text in zip(values, texts, strict=True)
-    ]
+    lined_up = [f"{v:.{decimals}f}".replace("-", "−") for v in values]
+    return [new if np.isfinite(v) else old for v, new, old in zip(values, lined_up, texts, strict=True)]
+
+
+def rows(frame: pd.DataFrame) -> list[tuple[str, ...]]:
+    return list(zip(*(cells(frame[name]) for name in frame), strict=True))
 
 
 def _cell(value: object) -> str:
