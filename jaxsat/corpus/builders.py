@@ -25,12 +25,19 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from etils import epath
 
+from jaxsat.config import InputError
+
 DOCUMENTED = ("numpy", "scipy", "jax")  # beside Python, in the corpus docs
 
 
 def cache_dir() -> epath.Path:
-    """Where everything prepared is kept: JAXSAT_CACHE, or ~/.cache/jaxsat."""
-    return epath.Path(os.environ.get("JAXSAT_CACHE", "~/.cache/jaxsat")).expanduser()
+    """Where everything prepared is kept: JAXSAT_CACHE, or ~/.cache/jaxsat; a local or mounted directory."""
+    path = epath.Path(os.environ.get("JAXSAT_CACHE", "~/.cache/jaxsat")).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(f"cannot make the cache {path}: {e.strerror}; set JAXSAT_CACHE to a directory") from None
+    return path
 
 
 def prepared(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:

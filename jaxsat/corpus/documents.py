@@ -134,7 +134,7 @@ def _read_tfds(name: str) -> Iterator[tuple[str | None, str]]:
     features = [key for key, f in builder.info.features.items() if isinstance(f, tfds.features.Text)]
     text = "text" if "text" in features else features[0] if len(features) == 1 else None
     if text is None or "train" not in builder.info.splits:
-        has = f"splits {list(builder.info.splits)}, features {list(builder.info.features)}"
+        has = f"splits {list(builder.info.splits)}, features {sorted(builder.info.features)}"
         raise InputError(f"corpus {name!r} needs a train split and one text; it has {has}")
     try:
         source = builder.as_data_source("train")

