@@ -234,7 +234,8 @@ def loss_against_rank(measurements: pd.DataFrame, runs: pd.DataFrame) -> Figure 
         style = {"linestyle": DASHES[not joint], "marker": "o", "markerfacecolor": colors[size] if joint else PAPER}
         _line(ax, line, "r", label, colors[size], **style)
     ax.set_xscale("log", base=2)
-    ax.set_xticks(sorted(2 ** np.unique(np.log2(rows["r"]).round().astype(int))))
+    powers = 2 ** np.unique(np.log2(rows["r"]).round().astype(int))
+    ax.set_xticks(powers if len(powers) < 9 else powers[::2])
     ax.xaxis.set_major_formatter(FuncFormatter(lambda r, _: f"{r:g}"))
     ax.xaxis.set_minor_locator(NullLocator())
     _label_ends([ax], skip="frozen")
@@ -256,12 +257,12 @@ def anisotropy_by_layer(measurements: pd.DataFrame, runs: pd.DataFrame) -> Figur
     figure, (ax,) = _grid([""])
     for size, line in rows.groupby("size", sort=False):
         _line(ax, line, "x", size, colors[size], marker="o")
-    depths = sorted(rows["model.depth"].unique())
-    ticks = {0: "embedding", **{x: f"block {x}" if x == 1 else f"{x}" for x in sorted(rows["x"].unique()) if x > 0}}
-    if after.any() and len(depths) == 1:
-        ticks[depths[0] + 1] = "after the\nfinal gain"
-    shown = sorted(ticks)[:: max(1, len(ticks) // 8)] if len(ticks) > 8 else sorted(ticks)
-    ax.set_xticks(shown, [ticks[x] for x in shown])
+    depth, places = rows["model.depth"].max(), sorted(rows["x"].unique())
+    if len(places) <= 8 and rows["model.depth"].nunique() == 1:
+        names = {0: "embedding", 1: "block 1", depth + 1: "after the\nfinal gain"}
+        ax.set_xticks(places, [names.get(x, str(x)) for x in places])
+    elif after.any():
+        ax.set_title("0: embedding; the last point: after the final gain", color=MUTED)
     _label_ends([ax])
     _name_axes(figure, [ax], "layer", "anisotropy (mean pairwise cosine)")
     return figure
