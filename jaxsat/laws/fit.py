@@ -47,7 +47,7 @@ class Fit:
     residuals: np.ndarray  # R: log loss - log prediction
     samples: dict[str, np.ndarray]  # name -> B: the constants of each resample
     extremes: dict[str, np.ndarray]  # name -> M: fits with one constant beyond its grid that the data do not reject
-    level: float
+    quantiles: tuple[float, float]  # of the resamples: the ends of every interval
 
     @property
     def unidentified(self) -> tuple[str, ...]:
@@ -64,7 +64,7 @@ class Fit:
 
     def interval(self, value: ArrayLike, samples: np.ndarray, extremes: np.ndarray) -> Interval:
         """Of anything computed from `curves` or constants: the bootstrap's, widened to hold every extreme."""
-        low, high = np.quantile(samples, _ends(self.level), axis=0)
+        low, high = np.quantile(samples, self.quantiles, axis=0)
         low = np.concatenate([low[None], extremes]).min(axis=0)
         high = np.concatenate([high[None], extremes]).max(axis=0)
         return Interval(*(v if np.ndim(v) else float(v) for v in (value, low, high)))
@@ -106,9 +106,11 @@ def fit(
     hold: constants that are not fitted, {name: value}. groups: labels_R; the bootstrap then resamples whole groups
     (seeds, runs), else rows. delta: where Huber terms of log residuals turn linear. level: of every interval.
 
-    An interval is the bootstrap's percentile interval. It has no bound on a side where the data admit the constant one
-    width of its grid beyond the grid: held there, the others refitted, the objective rises by less than chance would
-    have it at `level` (`_rejected`). This finds valleys of the objective, which a bootstrap from one optimum cannot.
+    An interval is the bootstrap's, its percentiles expanded for few rows. It has no bound on a side where the data
+    admit the constant one width of its grid beyond the grid: held there, the others refitted, the objective rises by
+    less than chance would have it at `level` (`_rejected`). This finds the valleys of the objective that a bootstrap
+    from one optimum cannot. Coverage measured at level 0.9 with noise of 0.5 %: Chinchilla 0.90 to 0.95 with 60 rows,
+    E + A/x^alpha 0.91 to 0.94 with 30 and 60 and 0.94 to 1.0 with 5 to 12, A/x^alpha 0.86 to 0.89 with 4.
 
     Raises InputError: an unknown constant or column, fewer rows than free constants + 1, a value that is not positive.
     """
@@ -123,7 +125,9 @@ def fit(
     if bootstrap < least:
         raise InputError(f"bootstrap = {bootstrap}: an interval of level {level} needs at least {least}")
     rng = np.random.default_rng(seed)
-    weights_TxR = np.vstack([np.ones(len(loss_R)), _resamples(rng, len(loss_R), groups, bootstrap)])
+    resamples_BxR, units = _resamples(rng, len(loss_R), groups, bootstrap)
+    weights_TxR = np.vstack([np.ones(len(loss_R)), resamples_BxR])
+    quantiles = _quantiles(level, units, len(free) if groups is None else 1)
     grid_SxP = _grid(form, free)
     edges_E, edge_x_ExMxP = _edges(grid_SxP, rng)
     solve = partial(_solve, form, free, hold, columns, np.log(loss_R), weights_TxR, delta)
@@ -136,7 +140,7 @@ def fit(
     samples, extremes = (_constants(form, free, hold, t) for t in (theta_TxP[1:], edges.x_KxP[admitted_ExM]))
     intervals = {name: Interval(hold[name], hold[name], hold[name]) for name in hold}
     for i, name in enumerate(free):
-        ends = np.quantile(samples[name], _ends(level))
+        ends = np.quantile(samples[name], quantiles)
         sides = slice(2 * i, 2 * i + 2)
         beyond = (theta_TxP[0, i] - edges_E[sides]) * [-1, 1] > 0
         unbounded = admitted_ExM[sides].any(axis=1) | beyond
@@ -151,7 +155,7 @@ def fit(
         residuals=residuals_R,
         samples=samples,
         extremes=extremes,
-        level=level,
+        quantiles=quantiles,
     )
 
 
@@ -249,14 +253,15 @@ def _columns(form: Form, inputs: dict[str, ArrayLike], **loss: ArrayLike) -> dic
     return columns
 
 
-def _resamples(rng: np.random.Generator, rows: int, groups: ArrayLike | None, bootstrap: int) -> np.ndarray:
-    """How often each resample draws each row, B x R."""
+def _resamples(rng: np.random.Generator, rows: int, groups: ArrayLike | None, bootstrap: int) -> tuple[np.ndarray, int]:
+    """How often each resample draws each row, B x R, and the number of things that it draws from."""
     labels, group_R = np.unique(np.arange(rows) if groups is None else np.asarray(groups), return_inverse=True)
     if len(group_R) != rows:
         raise InputError(f"groups has {len(group_R)} labels for {rows} rows")
     if len(labels) < 2:
         raise InputError(f"groups are all {labels[0]!r}: a bootstrap over groups needs at least 2")
-    return rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=bootstrap)[:, group_R].astype(float)
+    count_BxG = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=bootstrap)
+    return count_BxG[:, group_R].astype(float), len(labels)
 
 
 def _grid(form: Form, free: tuple[str, ...]) -> np.ndarray:
@@ -294,8 +299,12 @@ def _positive(form: Form, name: str) -> bool:
     return next(c.positive for c in form.constants if c.name == name)
 
 
-def _ends(level: float) -> tuple[float, float]:
-    return (1 - level) / 2, (1 + level) / 2
+def _quantiles(level: float, units: int, fitted: int) -> tuple[float, float]:
+    """Of the expanded percentile interval (Hesterberg 2015): resamples of few units vary too little.
+    The estimate has `units` - `fitted` degrees of freedom."""
+    freedom = units - fitted
+    tail = stats.norm.cdf(-stats.t.ppf((1 + level) / 2, freedom) * math.sqrt(units / freedom))
+    return tail, 1 - tail
 
 
 def _finite(interval: Interval) -> dict[str, float | None]:

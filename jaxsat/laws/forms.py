@@ -1,10 +1,10 @@
 """Law forms: what a scaling law says the loss is, as a small value that `fit` can fit. A user's own law is one more.
 
-    mine = Form(
-        "mine", "L = A / (x + x0)^alpha", "this work", ("x",),
-        (Constant("A", (1, 100)), Constant("x0", (1, 100)), Constant("alpha", (0.2, 1), positive=False)),
-        lambda c, x: jnp.log(c["A"]) - c["alpha"] * jnp.log(x["x"] + c["x0"]),
-    )
+mine = Form(
+    "mine", "L = A / (x + x0)^alpha", "this work", ("x",),
+    (Constant("A", (1, 100)), Constant("x0", (1, 100)), Constant("alpha", (0.2, 1), positive=False)),
+    lambda c, x: jnp.log(c["A"]) - c["alpha"] * jnp.log(x["x"] + c["x0"]),
+)
 """
 
 from collections.abc import Callable

@@ -24,7 +24,7 @@ def solve(value, x, free=None, which=None, **options):
     return jax.tree.map(np.asarray, run(x, free, which))
 
 
-@pytest.mark.parametrize("lanes", [1, 7, 64])
+@pytest.mark.parametrize("lanes", [3, 64])
 def test_every_problem_is_solved_whatever_the_number_of_lanes(lanes):
     starts = np.random.default_rng(0).uniform(-2, 2, (20, 2))
     found = solve(rosenbrock, starts, which=np.arange(20), lanes=lanes)
