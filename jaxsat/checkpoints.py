@@ -10,7 +10,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
@@ -52,7 +51,7 @@ class Store:
         return sorted(c.step for c in self._checkpointer.checkpoints)
 
     def save(self, step: int, state: dict[str, Any], seconds: float) -> None:
-        """Saves in the background; `state` may be donated as soon as this returns. `seconds`: wall time spent so far."""
+        """Saves in the background; `state` may be donated at once. `seconds`: wall time spent so far."""
         parts = {"params": state["params"], "rest": {k: v for k, v in state.items() if k != "params"}}
         self._checkpointer.save_checkpointables_async(
             step, parts, custom_metadata={"seconds": seconds}, force=True, overwrite=step in self.unreadable

@@ -5,6 +5,7 @@ Axis `pack` holds runs that never talk to each other; axis `data` splits the row
 
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,6 +43,24 @@ def per_run(mesh: Mesh) -> NamedSharding:
 def per_run_and_row(mesh: Mesh) -> NamedSharding:
     """Batches K x B x T: runs over `pack`, rows over `data`."""
     return NamedSharding(mesh, PartitionSpec("pack", "data"))
+
+
+def over_runs(mesh: Mesh, f: Callable[..., Any], replicated_args: int = 0) -> Callable[..., Any]:
+    """`f` of arrays with a leading axis K, each device computing its own runs: no communication, by construction.
+
+    (Left to itself XLA gathers what it cannot split, such as a batched SVD.) The last `replicated_args` arguments
+    are whole everywhere. Axis `data` stays with the compiler.
+    """
+
+    def mapped(*args):
+        specs = tuple(
+            PartitionSpec("pack") if i < len(args) - replicated_args else PartitionSpec() for i in range(len(args))
+        )
+        return jax.shard_map(
+            f, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("pack"), axis_names={"pack"}, check_vma=False
+        )(*args)
+
+    return mapped
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,4 +1,4 @@
-"""What a sweep is: a base run and the points around it, each a few dotted keys to change.
+"""What a sweep is: a base run and the points around it, each a few dotted keys to change; and its packs.
 
     points = chain(
         product({"model.width": [8, 16], "seed": [0, 1]}),
@@ -9,12 +9,14 @@
 `product`, `zipped` and `chain` take and return plain lists of points, so they nest.
 """
 
+import dataclasses
+import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxsat.config import InputError, Run, flatten, override, validate
+from jaxsat.config import InputError, ModelConfig, Run, flatten, override, validate
 
 Point = dict[str, Any]
 Axes = Mapping[str, Sequence[Any]]
@@ -66,7 +68,58 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
     return [key for key in flat[0] if len({f[key] for f in flat}) > 1]
 
 
+# Runs a pack. On 2 CPU cores throughput no longer grows beyond 8; large models do not fit more than a few.
+MAX_RUNS = 8
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Runs that one program trains together: the same shapes, data and length, stacked on a leading axis K.
+    They differ in seed, learning rate, weight decay and head rank."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def id(self) -> str:
+        ids = [run.id for run in self.runs]
+        return ids[0] if len(ids) == 1 else hashlib.sha256("".join(ids).encode()).hexdigest()[:12]
+
+    @property
+    def model(self) -> ModelConfig:
+        """The configuration that all runs are stored as: a factored head as wide as the largest rank."""
+        model = self.runs[0].model
+        return dataclasses.replace(model, head_rank=model.head_rank and max(run.model.rank for run in self.runs))
+
+
+def make_packs(runs: Iterable[Run], max_runs: int = MAX_RUNS) -> list[Pack]:
+    """Groups runs that can share a program, in the order of their first run, into packs of nearly equal size."""
+    groups: dict[object, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(_shared(run), []).append(run)
+    packs = []
+    for group in groups.values():
+        n_packs = -(-len(group) // max_runs)
+        packs += [
+            Pack(tuple(group[i * len(group) // n_packs : (i + 1) * len(group) // n_packs])) for i in range(n_packs)
+        ]
+    return packs
+
+
+def describe_packs(packs: Sequence[Pack]) -> str:
+    """What the planner did, in one line."""
+    shapes = {(pack.model, len(pack.runs)) for pack in packs}
+    sizes = ", ".join(str(len(pack.runs)) for pack in packs)
+    return f"{sum(len(p.runs) for p in packs)} runs in {len(packs)} packs ({sizes}) of {len(shapes)} shapes"
+
+
 def _axes(part: Axes | Sequence[Point]) -> list[list[Point]]:
     if isinstance(part, Mapping):
         return [[{key: value} for value in values] for key, values in part.items()]
     return [list(part)]
+
+
+def _shared(run: Run) -> object:
+    """What the runs of a pack have in common: all but what a training step takes as an array of length K."""
+    train = dataclasses.replace(run.train, learning_rate=0.0, weight_decay=0.0)
+    model = dataclasses.replace(run.model, head_rank=run.model.head_rank and run.model.width)
+    return model, train, run.data

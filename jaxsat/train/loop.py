@@ -16,9 +16,9 @@ from jaxsat import corpus as corpora
 from jaxsat.checkpoints import Store
 from jaxsat.config import checkpoint_steps
 from jaxsat.parallel import make_mesh, per_run, per_run_and_row
+from jaxsat.sweep import Pack
 from jaxsat.train.logs import RunLog
-from jaxsat.train.packs import Pack
-from jaxsat.train.step import abstract_state, hypers, initializer, train_step
+from jaxsat.train.step import Program, abstract_state, hypers, initializer, train_step
 
 WINDOW = 10  # steps between looks at the losses
 
@@ -40,7 +40,7 @@ def train_pack(
 
     Raises Preempted after SIGTERM, with everything saved; InputError where `out` holds something else.
     """
-    train, program = pack.runs[0].train, pack.program
+    train, program = pack.runs[0].train, Program.of(pack)
     mesh = mesh or make_mesh(len(pack.runs), train.batch_size)
     hyper = jax.device_put(hypers(pack.runs), per_run(mesh))
     with Store(out / "checkpoints" / pack.id, [run.id for run in pack.runs]) as store, _Sigterm() as sigterm:

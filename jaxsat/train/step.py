@@ -17,6 +17,7 @@ import optax
 from jaxsat import model
 from jaxsat.config import ModelConfig, Run, TrainConfig
 from jaxsat.parallel import abstract_like, per_run, replicated
+from jaxsat.sweep import Pack
 
 State = dict[str, Any]  # params, optimizer: leading axis K; keys_K; step: int32, the same for all
 
@@ -40,13 +41,9 @@ class Program:
     train: TrainConfig  # with the fields of Hyper at fixed values
 
     @staticmethod
-    def of(run: Run, stored_rank: int | None = None) -> "Program":
-        """The program that trains `run`, its factored head stored `stored_rank` wide."""
-        head_rank = run.model.head_rank and (stored_rank or run.model.head_rank)
-        train = dataclasses.replace(
-            run.train, learning_rate=0.0, weight_decay=0.0, warmup_steps=0, steps=1, checkpoint_every=1
-        )
-        return Program(dataclasses.replace(run.model, head_rank=head_rank), train)
+    def of(pack: Pack) -> "Program":
+        free = dict(learning_rate=0.0, weight_decay=0.0, warmup_steps=0, steps=1, checkpoint_every=1)
+        return Program(pack.model, dataclasses.replace(pack.runs[0].train, **free))
 
 
 def hypers(runs: Sequence[Run]) -> Hyper:
