@@ -68,7 +68,7 @@ def minimise(
         k = jnp.minimum(lane.problem, size - 1)
         x = lane.x_P + lane.step * lane.p_P
         f, g = value_and_grad(x, which_K[k])
-        g = jnp.where(free_KxP[k], g, 0.0)
+        f, g = jnp.where(jnp.isfinite(f), f, jnp.inf), jnp.where(free_KxP[k], g, 0.0)
         first = lane.turns == 0  # the value at the start itself: a step of 0
         slope = lane.g_P @ lane.p_P
         enough = first | (f <= lane.f + 1e-4 * lane.step * slope)
@@ -89,7 +89,7 @@ def minimise(
         rounding = ~accept & (step * jnp.abs(p) <= 1e-15 * (1 + jnp.abs(x))).all()
         promise = -(g @ p) / 2
         converged = (promise <= tolerance + f_now * 1e-10) | rounding & (promise <= tolerance + f_now * 1e-6)
-        ended = converged | rounding | (lane.turns >= max_turns) | first & ~jnp.isfinite(f)
+        ended = converged | rounding | (lane.turns >= max_turns) | first & jnp.isinf(f)
         return _Lane(lane.problem, x, f_now, g, h, p, step, low, high, lane.turns + 1, converged, lane.done | ended)
 
     def body(state: tuple[_Lane, Minima, Array]) -> tuple[_Lane, Minima, Array]:

@@ -133,6 +133,8 @@ def fit(
     solve = partial(_solve, form, free, hold, columns, np.log(loss_R), weights_TxR, delta)
     resampled, edges = _search(solve, grid_SxP, edge_x_ExMxP)
     theta_TxP, objective_T, converged_T = resampled
+    if not math.isfinite(objective_T[0]):
+        raise InputError(f"{form.name} has no finite value on these rows from any of its starts: {form.formula}")
 
     best = _constants(form, free, hold, theta_TxP[:1])
     residuals_R = np.log(loss_R / _predictions(form, best, columns)[0])

@@ -43,16 +43,18 @@ def gaps(
     curves: a checkpoint a row, columns run, N (parameters), D (tokens so far), loss. The law is fitted on the last
     checkpoint of each larger run, where its learning rate has decayed. hold: constants not fitted; `HOFFMANN` if None.
     Intervals are of a bootstrap over runs: of the larger ones (the law) and, for the means, of the small ones too.
+    Coverage of the mean measured at level 0.9, noise 0.3 %: 0.91 to 0.98 with 6 larger models, but 0.75 with 3.
 
     Raises InputError: a missing column, no run below `fitted_from`, or too few above it.
     """
     missing = [c for c in ("run", "N", "D", "loss") if c not in curves]
     if missing:
         raise InputError(f"curves have no column {missing[0]!r}; they have {', '.join(map(str, curves.columns))}")
-    bad = curves[~(np.isfinite(curves["loss"]) & (curves["loss"] > 0))]
-    if len(bad):
-        run, _, tokens, loss = bad[["run", "N", "D", "loss"]].iloc[0]
-        raise InputError(f"run {run!r} at D = {tokens:g} has loss {loss}: must be positive and finite")
+    for column in ("N", "loss"):
+        bad = curves[~(np.isfinite(curves[column]) & (curves[column] > 0))]
+        if len(bad):
+            run, tokens, value = bad[["run", "D", column]].iloc[0]
+            raise InputError(f"run {run!r} at D = {tokens:g} has {column} {value}: must be positive and finite")
     curves = curves.sort_values(["N", "run", "D"], ignore_index=True)
     by_run = curves.groupby("run", sort=False)
     final, best = by_run.tail(1).set_index("run"), curves.loc[by_run["loss"].idxmin()].set_index("run")

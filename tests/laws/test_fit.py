@@ -186,6 +186,25 @@ def test_a_form_of_the_user():
     assert values(fitted) == pytest.approx({"A": 9, "w0": 30, "alpha": 0.3, "gamma": -0.05}, rel=1e-4)
 
 
+@pytest.mark.parametrize("starts, finds", [((1.0, 100.0), True), ((1.0,), False)])
+def test_starts_where_a_form_has_no_value_are_passed_over(starts, finds):
+    """log(x0 - 2) exists at the second start alone."""
+    form = Form(
+        "gap",
+        "L = log(x0 - 2) x",
+        "",
+        ("x",),
+        (Constant("x0", starts),),
+        lambda c, x: jnp.log(jnp.log(c["x0"] - 2) * x["x"]),
+    )
+    x = np.arange(1.0, 9)
+    if finds:
+        assert fit(form, {"x": x}, np.log(48) * x, bootstrap=20).constants["x0"].value == pytest.approx(50)
+    else:
+        with pytest.raises(InputError, match="gap has no finite value on these rows from any of its starts"):
+            fit(form, {"x": x}, np.log(48) * x, bootstrap=20)
+
+
 def test_json_is_strict_and_has_the_documented_keys():
     inputs, loss = draw()
     fitted = fit(QUICK, inputs | {"D": np.full(60, 1e10)}, loss, bootstrap=200)

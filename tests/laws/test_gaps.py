@@ -61,6 +61,7 @@ def test_a_law_with_no_gap_gives_an_interval_around_none():
         (curves(), 1e6, "no run has N < 1e\\+06: the smallest has 1.4e\\+07"),
         (curves(), 5e9, "2 rows for 2 constants \\(A, alpha\\): needs at least 3"),
         (curves().assign(loss=np.nan), 410e6, "run '1.4e\\+07-0' at D = 1e\\+10 has loss nan"),
+        (curves().assign(N=0), 410e6, "run '1.4e\\+07-0' at D = 1e\\+10 has N 0"),
     ],
 )
 def test_bad_input_is_named(table, fitted_from, message):
