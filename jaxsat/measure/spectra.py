@@ -53,7 +53,7 @@ def singular_entropy(sigma_R: jax.Array, rank: jax.Array | int | None = None) ->
 
 @jax.jit
 def effective_rank(sigma_R: jax.Array, rank: jax.Array | int | None = None) -> jax.Array:
-    """exp of the entropy of sigma / sum(sigma) (Roy and Vetterli 2007): from 1 to `rank`; rank x exp(-singular entropy)."""
+    """exp of the entropy of sigma / sum(sigma), 1 to `rank` (Roy and Vetterli 2007): rank x exp(-singular entropy)."""
     return jnp.exp(jnp.sum(entr(_shares(sigma_R, rank)[0])))
 
 

@@ -25,7 +25,13 @@ KEY = ["run", "step", "layer", "index", "metric"]
 
 
 def rows(
-    run: str, step: int, tokens: int, metric: str, value: ArrayLike, layer: ArrayLike = -1, index: ArrayLike | None = None
+    run: str,
+    step: int,
+    tokens: int,
+    metric: str,
+    value: ArrayLike,
+    layer: ArrayLike = -1,
+    index: ArrayLike | None = None,
 ) -> pd.DataFrame:
     """The rows of one metric of one checkpoint. `value`, `layer` and `index` broadcast to one vector;
     by default a vector's index counts from 0."""
@@ -34,6 +40,11 @@ def rows(
     value, layer, index = np.broadcast_arrays(value, layer, index)
     columns = dict(run=run, step=step, tokens=tokens, layer=layer, index=index, metric=metric, value=value)
     return pd.DataFrame(columns).astype(COLUMNS)
+
+
+def empty() -> pd.DataFrame:
+    """A table without rows."""
+    return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in COLUMNS.items()})
 
 
 def merge(path: epath.PathLike, new: pd.DataFrame) -> pd.DataFrame:
