@@ -32,6 +32,13 @@ def test_merge_keeps_the_last_and_reads_back_what_it_returned(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["measurements.parquet"]
 
 
+def test_an_empty_table_is_one(tmp_path):
+    assert table.empty().dtypes.astype(str).to_dict() == table.COLUMNS
+    path = tmp_path / "measurements.parquet"
+    pd.testing.assert_frame_equal(table.merge(path, table.empty()), table.read(path))
+    assert len(table.merge(path, table.rows("a", 0, 0, "heldout_loss", 7.0))) == 1
+
+
 def test_order_of_measuring_does_not_matter(tmp_path):
     parts = [table.rows(run, step, step, "singular_value", [2.0, 1.0]) for run in "ba" for step in (9, 0)]
     for i, order in enumerate(([0, 1, 2, 3], [3, 1, 0, 2])):
