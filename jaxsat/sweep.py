@@ -91,17 +91,19 @@ class Pack:
         return dataclasses.replace(model, head_rank=model.head_rank and max(run.model.rank for run in self.runs))
 
 
-def make_packs(runs: Iterable[Run], max_runs: int = MAX_RUNS) -> list[Pack]:
-    """Groups runs that can share a program, in the order of their first run, into packs of nearly equal size."""
+def make_packs(runs: Iterable[Run], max_runs: int = MAX_RUNS, devices: int = 1) -> list[Pack]:
+    """Groups runs that can share a program, in the order of their first run, into packs of nearly equal size.
+
+    Sizes are multiples of `devices` as far as a group goes, so that every device has the same number of runs.
+    """
     groups: dict[object, list[Run]] = {}
     for run in runs:
         groups.setdefault(_shared(run), []).append(run)
     packs = []
     for group in groups.values():
         n_packs = -(-len(group) // max_runs)
-        packs += [
-            Pack(tuple(group[i * len(group) // n_packs : (i + 1) * len(group) // n_packs])) for i in range(n_packs)
-        ]
+        cuts = [round(i * len(group) / n_packs / devices) * devices for i in range(n_packs)] + [len(group)]
+        packs += [Pack(tuple(group[a:b])) for a, b in zip(cuts, cuts[1:]) if b > a]
     return packs
 
 

@@ -2,6 +2,6 @@
 
 from jaxsat.corpus.builders import cache_dir
 from jaxsat.corpus.documents import documents, list_corpora
-from jaxsat.corpus.rows import Corpus, batch_at, batches, prepare
+from jaxsat.corpus.rows import Corpus, Progress, batch_at, batches, prepare
 
-__all__ = ["Corpus", "batch_at", "batches", "cache_dir", "documents", "list_corpora", "prepare"]
+__all__ = ["Corpus", "Progress", "batch_at", "batches", "cache_dir", "documents", "list_corpora", "prepare"]

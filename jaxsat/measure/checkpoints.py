@@ -1,7 +1,7 @@
 """Every number we take of a checkpoint, for all runs of a pack in one jitted program."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,10 @@ import pandas as pd
 
 from jaxsat import model
 from jaxsat.checkpoints import Store
-from jaxsat.config import ModelConfig, checkpoint_steps
+from jaxsat.config import ModelConfig, Run, checkpoint_steps
 from jaxsat.measure import spectra, table
 from jaxsat.measure.anisotropy import anisotropy
+from jaxsat.measure.heads import frozen_head_losses, train_frozen_heads
 from jaxsat.parallel import abstract_like, make_mesh, over_runs, per_run, replicated
 from jaxsat.sweep import Pack
 
@@ -29,13 +30,10 @@ def measure_pack(
     """
     mesh = make_mesh(len(pack.runs), 1)
     ranks_K = jax.device_put(np.array([run.model.rank for run in pack.runs]), per_run(mesh))
-    shapes = jax.eval_shape(
-        jax.vmap(lambda key: model.init(pack.model, key)), jax.random.split(jax.random.key(0), len(pack.runs))
-    )
     heldout = jax.device_put(heldout_MxT1, replicated(mesh))
     seen = set(known.loc[known["run"].isin([run.id for run in pack.runs]), "step"])
     for step in sorted(set(checkpoint_steps(pack.runs[0].train)) & set(store.steps) - seen):
-        params = store.params(step, abstract_like(shapes, per_run(mesh)))
+        params = store.params(step, abstract_params(pack))
         values = jax.device_get(_measure(pack.model, mesh, params, ranks_K, heldout))
         frames = [
             _rows(run.id, step, step * run.tokens_per_step, {name: v[k] for name, v in values.items()}, run.model)
@@ -43,6 +41,13 @@ def measure_pack(
             if np.isfinite(values["heldout_loss"][k])
         ]
         yield step, pd.concat(frames) if frames else known.iloc[:0]
+
+
+def abstract_params(pack: Pack):
+    """Shapes and shardings of the stacked parameters of a pack's runs, for restoring them."""
+    keys_K = jax.random.split(jax.random.key(0), len(pack.runs))
+    shapes = jax.eval_shape(jax.vmap(lambda key: model.init(pack.model, key)), keys_K)
+    return abstract_like(shapes, per_run(make_mesh(len(pack.runs), 1)))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"))
@@ -76,6 +81,34 @@ def _measure_one(config: ModelConfig, params, rank: jax.Array, heldout_MxT1: jax
         "anisotropy_before_gain": anisotropy(last_NxD),
         "anisotropy_after_gain": anisotropy(flat(final_BxTxD)),
     }
+
+
+def measure_frozen_heads(
+    run: Run, params, rows_NxT1: np.ndarray, heldout_MxT1: np.ndarray, ranks: Sequence[int]
+) -> pd.DataFrame:
+    """Rows of `frozen_head_loss`, index = rank: heads of each rank retrained on this run's frozen backbone.
+
+    One pass over the hidden states of `rows_NxT1`; the loss is that of `heldout_MxT1`. Compare each rank with the
+    retrained full head, not with the model's own: those have seen other data (Godey et al. 2024, section 5).
+    """
+    train_h, train_y = _states(run.model, params, rows_NxT1)
+    heldout_h, heldout_y = _states(run.model, params, heldout_MxT1)
+    heads = train_frozen_heads(train_h, train_y, run.model.vocab_size, ranks, seed=run.seed)
+    losses = frozen_head_losses(heads, heldout_h, heldout_y)
+    steps = run.train.steps
+    return table.rows(run.id, steps, steps * run.tokens_per_step, "frozen_head_loss", losses, index=list(ranks))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _final_hidden(config: ModelConfig, params, inputs_NxBxT: jax.Array) -> jax.Array:
+    return jax.lax.map(lambda inputs_BxT: model.hidden(config, params, inputs_BxT)[0], inputs_NxBxT)
+
+
+def _states(config: ModelConfig, params, rows_NxT1: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """(h_NxD, targets_N) of all positions of the rows, whole blocks of rows only."""
+    rows = rows_NxT1[: len(rows_NxT1) // BLOCK_ROWS * BLOCK_ROWS]
+    blocks = jnp.asarray(rows[:, :-1]).reshape(-1, BLOCK_ROWS, rows.shape[1] - 1)
+    return _final_hidden(config, params, blocks).reshape(-1, config.width), jnp.asarray(rows[:, 1:].reshape(-1))
 
 
 def heldout_loss(config: ModelConfig, params, rows_MxT1: jax.Array) -> jax.Array:

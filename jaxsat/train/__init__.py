@@ -1,6 +1,6 @@
 """One step, one loop, many runs in one program."""
 
-from jaxsat.train.logs import read_metrics
+from jaxsat.train.logs import environment, read_metrics, write_atomically
 from jaxsat.train.loop import Preempted, train_pack
 from jaxsat.train.step import Hyper, Program, State, hypers, initializer, learning_rate, train_step
 
@@ -9,10 +9,12 @@ __all__ = [
     "Preempted",
     "Program",
     "State",
+    "environment",
     "hypers",
     "initializer",
     "learning_rate",
     "read_metrics",
     "train_pack",
     "train_step",
+    "write_atomically",
 ]

@@ -1,0 +1,226 @@
+"""The command line: parses, calls, prints. Exit codes: 0 done; 2 the input is wrong; 75 preempted, the same command
+continues; 1 a bug or a failed run."""
+
+import errno
+import os
+import sys
+import time
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from jaxsat.config import InputError
+
+DESCRIPTION = "Sweeps of small language models over depth, width and head rank: train, measure, fit, report."
+Positional = tyro.conf.Positional
+# Parts of the time of a whole study, for the estimate of what remains; measured at the laptop scale.
+SHARES = {"corpus": 0.02, "train": 0.68, "measure": 0.15, "extra": 0.10, "report": 0.05}
+
+
+@dataclass(frozen=True)
+class Where:
+    name: Positional[str]
+    """An experiment that comes with jaxsat, or the path of your own Python file."""
+    scale: Literal["laptop", "workstation", "pod"] = "laptop"
+    """laptop: minutes on 2 cores; workstation: about an hour on one GPU; pod: the paper's own sizes."""
+    out: str | None = None
+    """Output directory; default runs/NAME, with -SCALE unless laptop."""
+
+
+@dataclass(frozen=True)
+class Reproduce(Where):
+    """Train, measure, fit and report. The same command again continues, or finishes at once."""
+
+    tensorboard: bool = False
+    """Also write TensorBoard files under runs/<id> (needs the extra: pip install 'jaxsat[tensorboard]')."""
+
+
+@dataclass(frozen=True)
+class Train(Reproduce):
+    """Train the runs of a sweep, from their newest checkpoints."""
+
+
+@dataclass(frozen=True)
+class Measure(Where):
+    """Measure every checkpoint that is not measured yet."""
+
+
+@dataclass(frozen=True)
+class Fit(Where):
+    """Fit the experiment's scaling laws to the measurements and print their constants with intervals."""
+
+
+@dataclass(frozen=True)
+class Report(Where):
+    """Rebuild the report from the measurements."""
+
+
+@dataclass(frozen=True)
+class Show:
+    """A table of the runs in an output directory: step, loss, state."""
+
+    out: Positional[str]
+    """An output directory, such as runs/saturation."""
+
+
+@dataclass(frozen=True)
+class CorpusList:
+    """The corpora that come with jaxsat."""
+
+
+@dataclass(frozen=True)
+class CorpusPrepare:
+    """Build a corpus now, so that training need not."""
+
+    name: Positional[str]
+    """A name from `jaxsat corpus list`, a TFDS name such as c4/en, or the path of a .txt or .jsonl file."""
+
+
+Corpus = Annotated[CorpusList, tyro.conf.subcommand("list")] | Annotated[CorpusPrepare, tyro.conf.subcommand("prepare")]
+Command = (
+    Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Measure, tyro.conf.subcommand("measure")]
+    | Annotated[Fit, tyro.conf.subcommand("fit")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Corpus, tyro.conf.subcommand("corpus", description="List or prepare corpora.")]
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    command = tyro.cli(Command, prog="jaxsat", description=DESCRIPTION, args=argv)
+    from jaxsat.train import Preempted  # after parsing: --help need not wait for JAX
+
+    try:
+        run(command)
+    except InputError as e:
+        return _say(str(e), 2)
+    except Preempted as e:
+        return _say(str(e), 75)
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        return _say(f"{e.strerror}: {e.filename or getattr(command, 'out', None) or os.getcwd()}; nothing finished is lost, "
+                    "make room or choose another --out and give the same command again", 2)  # fmt: skip
+    except KeyboardInterrupt:
+        return _say("interrupted; the same command continues from the last checkpoint", 130)
+    return 0
+
+
+def run(command: Command) -> None:
+    console = Console()
+    match command:
+        case CorpusList():
+            console.print(_corpora())
+            return
+        case CorpusPrepare(name):
+            console.print(_prepare(name))
+            return
+        case Show(out):
+            console.print(_runs(out))
+            return
+    from jaxsat import parallel
+    from jaxsat.study import Study
+
+    parallel.start()
+    study = Study(command.name, command.scale, command.out)
+    with _Bar(console) as bar:
+        match command:
+            case Reproduce() if type(command) is Reproduce:
+                study.train(bar, command.tensorboard)
+                study.measure(bar)
+                bar("report", 0.0, "")
+                page = study.report()
+            case Train():
+                study.train(bar, command.tensorboard)
+            case Measure():
+                study.measure(bar)
+            case Report():
+                page = study.report()
+            case Fit():
+                fits = study.fit()
+    if isinstance(command, Fit):
+        from jaxsat.report import tables
+
+        console.print(_frame(tables.constants(fits)) if fits else f"{command.name} fits no laws")
+    elif isinstance(command, Report) or type(command) is Reproduce:
+        print(page)
+
+
+def _say(message: str, code: int) -> int:
+    print(f"jaxsat: {message}", file=sys.stderr)
+    return code
+
+
+class _Bar:
+    """Progress of all stages as one fraction: a bar on a terminal, a line every ten seconds in a log."""
+
+    def __init__(self, console: Console):
+        self._terminal = console.is_terminal
+        columns = [TextColumn("{task.fields[stage]:<8}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"),
+                   TimeElapsedColumn(), TextColumn("{task.fields[left]}  {task.description}")]  # fmt: skip
+        self._progress = Progress(*columns, console=console, disable=not self._terminal, transient=True)
+        self._task = self._progress.add_task("", total=1.0, stage="", left="")
+        self._began, self._first, self._last_line = time.monotonic(), None, float("-inf")
+
+    def __enter__(self) -> "_Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, stage: str, fraction: float, what: str) -> None:
+        done = sum(share for name, share in SHARES.items() if list(SHARES).index(name) < list(SHARES).index(stage))
+        done += SHARES[stage] * fraction
+        self._first = done if self._first is None else self._first
+        elapsed, gained = time.monotonic() - self._began, done - self._first
+        left = f"about {_duration(elapsed * (1 - done) / gained)} left" if gained > 0.01 else ""
+        self._progress.update(self._task, completed=done, description=what, stage=stage, left=left)
+        if not self._terminal and time.monotonic() - self._last_line > 10:
+            self._last_line = time.monotonic()
+            print(f"{_duration(elapsed):>6} {100 * done:3.0f} % {stage:<8} {what}  {left}", flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}h{minutes % 60:02}m" if minutes >= 60 else f"{minutes}m{seconds:02}s"
+
+
+def _runs(out: str) -> Table:
+    from jaxsat.study import summary
+
+    return _frame(summary(out))
+
+
+def _corpora() -> Table:
+    import pandas as pd
+
+    from jaxsat import corpus
+
+    return _frame(pd.DataFrame(corpus.list_corpora()))
+
+
+def _prepare(name: str) -> str:
+    from jaxsat import corpus
+
+    count = size = 0
+    for count, (_, text) in enumerate(corpus.documents(name), 1):
+        size += len(text)
+    return f"{name}: {count:,} documents, {size:,} characters, under {corpus.cache_dir()}"
+
+
+def _frame(frame) -> Table:
+    table = Table(*map(str, frame.columns), box=None, header_style="bold")
+    for row in frame.itertuples(index=False):
+        table.add_row(*("" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())
