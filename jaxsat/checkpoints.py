@@ -2,47 +2,75 @@
 
     DIR/checkpoints/<pack id>/<step>/{params, rest}
 
-`params` is read alone by measurements; `rest` holds what training needs to go on. A step counts once it is complete;
-an interrupted save leaves a temporary directory that is swept away, and the step before it restores.
+`params` is read alone by measurements; `rest` holds what training needs to go on; the step's own metadata names its
+runs and the wall time spent. A step counts once it is complete; an interrupted save leaves a temporary directory that
+is swept away, and the step before it restores.
 """
 
+import contextlib
+import gc
+import json
 import logging
-from collections.abc import Sequence
+import operator
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from jaxsat.config import InputError
+from jaxsat.config import InputError, ModelConfig, Run, from_dict
+from jaxsat.parallel import abstract_like
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every save at INFO and WARNING
+for name in ("absl", "asyncio"):  # orbax logs every save, and every error that it raises once more
+    logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def _one_error_only() -> Iterator[None]:
+    """When one array cannot be read, orbax closes its event loop on the reads of all others: each of them would print
+    a traceback of its own, thousands of lines in all. The error itself is raised."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # coroutine was never awaited
+        try:
+            yield
+        except KeyError:
+            time.sleep(0.2)  # until the reads in flight have ended
+            gc.collect()
+            raise
+        finally:
+            sys.unraisablehook = hook
 
 
 class Store:
     """The checkpoints of one pack: the runs `run_ids`, stacked on a leading axis K in this order.
 
-    Raises InputError when the directory holds the checkpoints of other runs, or things that are no checkpoints.
+    Without `run_ids`, those of whatever runs it holds. Only a `writable` one creates the directory and sweeps what
+    interrupted saves left there. Raises InputError when the directory holds the checkpoints of other runs, or things
+    that are no checkpoints.
     """
 
-    def __init__(self, directory: epath.PathLike, run_ids: Sequence[str], writable: bool = True):
-        self.directory = epath.Path(directory)
+    def __init__(self, directory: epath.PathLike, run_ids: Sequence[str] | None = None, writable: bool = False):
+        self.directory = epath.Path(directory).resolve()  # orbax writes to absolute paths only
         self.unreadable: dict[int, str] = {}
         found = sorted(p.name for p in self.directory.iterdir()) if self.directory.exists() else []
-        self._checkpointer = ocp.training.Checkpointer(
-            self.directory,
-            custom_metadata={"runs": list(run_ids)},
-            cleanup_tmp_directories=writable,
-        )
-        if self.steps:
-            owner = (self._checkpointer.root_metadata().custom_metadata or {}).get("runs")
-            if owner != list(run_ids):
-                raise InputError(
-                    f"{self.directory} holds checkpoints of other runs ({owner}): choose another directory"
-                )
-        elif foreign := [n for n in found if "orbax-checkpoint-tmp" not in n and not n.startswith("_")]:
+        if not found and not writable:
+            raise InputError(f"no checkpoints in {self.directory}: train first")
+        foreign = [name for name in found if not name.endswith(".orbax-checkpoint-tmp")]
+        if foreign and not any(name.isdigit() for name in foreign):
             raise InputError(
-                f"{self.directory} holds no complete checkpoint but {', '.join(foreign[:5])}: "
-                "not starting fresh over it; move it away, or choose another directory"
+                f"{self.directory} holds no checkpoint but {', '.join(foreign[:5])}: "
+                "move it away, or choose another directory"
+            )
+        self._checkpointer = ocp.training.Checkpointer(self.directory, cleanup_tmp_directories=writable)
+        owner = next((runs for step in reversed(self.steps) if (runs := self._about(step).get("runs"))), None)
+        self.run_ids = list(run_ids if run_ids is not None else owner or [])
+        if owner not in (None, self.run_ids):
+            raise InputError(
+                f"{self.directory} holds checkpoints of other runs ({', '.join(owner)}): choose another directory"
             )
 
     @property
@@ -51,33 +79,79 @@ class Store:
         return sorted(c.step for c in self._checkpointer.checkpoints)
 
     def save(self, step: int, state: dict[str, Any], seconds: float) -> None:
-        """Saves in the background; `state` may be donated at once. `seconds`: wall time spent so far."""
-        parts = {"params": state["params"], "rest": {k: v for k, v in state.items() if k != "params"}}
+        """Saves in the background; `state` may be donated at once. `seconds`: wall time spent so far.
+
+        What goes wrong there is raised by the next save, or on closing.
+        """
         self._checkpointer.save_checkpointables_async(
-            step, parts, custom_metadata={"seconds": seconds}, force=True, overwrite=step in self.unreadable
+            step,
+            _parts(state),
+            custom_metadata={"runs": self.run_ids, "seconds": seconds},
+            force=True,
+            overwrite=step in self.unreadable,
         )
 
     def latest(self, abstract: dict[str, Any]) -> tuple[dict[str, Any], float] | None:
         """(state, seconds spent) of the newest step that can be read as `abstract`; None where there is none yet.
 
-        Steps that cannot be read are kept in `unreadable`, with the reason; when all are, raises InputError.
+        Steps that cannot be read are kept in `unreadable`, with the reason. Raises InputError when all are, and when
+        a checkpoint is of a model of other shapes.
         """
-        wanted = {"params": abstract["params"], "rest": {k: v for k, v in abstract.items() if k != "params"}}
         for step in reversed(self.steps):
             try:
-                parts = self._checkpointer.load_checkpointables(step, wanted)
-                seconds = (self._checkpointer.metadata(step).custom_metadata or {})["seconds"]
-                return {"params": parts["params"], **parts["rest"]}, seconds
-            except (OSError, ValueError, KeyError) as e:
-                self.unreadable[step] = str(e).splitlines()[0][:200]
+                parts = self._read(step, _parts(abstract))
+                return {"params": parts["params"], **parts["rest"]}, self._about(step)["seconds"]
+            except KeyError as e:
+                self.unreadable[step] = _reason(e)
         if self.unreadable:
             found = "; ".join(f"step {s}: {why}" for s, why in self.unreadable.items())
             raise InputError(f"no checkpoint in {self.directory} can be read ({found}): move it away to start fresh")
         return None
 
-    def params(self, step: int, abstract: Any) -> Any:
-        """The parameters of every run at `step`, as the ShapeDtypeStructs `abstract` (with shardings) say."""
-        return self._checkpointer.load_checkpointables(step, {"params": abstract})["params"]
+    def params(self, step: int, abstract: Any = None) -> Any:
+        """The parameters of every run at `step`, as the ShapeDtypeStructs `abstract` (with shardings) say; by default
+        as they are stored, on one device.
+
+        Raises InputError when there is no such step, or it cannot be read.
+        """
+        if step not in self.steps:
+            raise InputError(f"no checkpoint of step {step} in {self.directory}, only of {self.steps}")
+        if abstract is None:
+            abstract = abstract_like(
+                self._stored(step).get("params"), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            )
+        try:
+            return self._read(step, {"params": abstract})["params"]
+        except KeyError as e:
+            raise InputError(
+                f"{self.directory / str(step)} cannot be read ({_reason(e)}): remove it to do without it"
+            ) from None
+
+    @_one_error_only()
+    def _stored(self, step: int) -> dict[str, Any]:
+        """Trees of the shapes stored at a step; None for what is damaged."""
+        return self._checkpointer.checkpointables_metadata(step).metadata
+
+    @_one_error_only()
+    def _about(self, step: int) -> dict[str, Any]:
+        """What `save` noted beside the arrays; empty when that file is damaged."""
+        return self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
+
+    @_one_error_only()
+    def _read(self, step: int, parts: dict[str, Any]) -> dict[str, Any]:
+        """Raises KeyError when the step is damaged: orbax wraps in one whatever goes wrong."""
+        stored = self._stored(step)
+        for name in parts:
+            if stored.get(name) is None:
+                raise KeyError(f"{name}: no readable metadata")
+        has, wants = _shapes(stored["params"]), _shapes(parts["params"])
+        if differing := sorted(key for key in has | wants if has.get(key) != wants.get(key)):
+            key = differing[0]
+            raise InputError(
+                f"{self.directory} holds checkpoints of another model: {key} is {has.get(key)} there, not "
+                f"{wants.get(key)}; choose another directory"
+            )
+        return {n: self._checkpointer.load_checkpointables(step, {n: part})[n] for n, part in parts.items()}
 
     def close(self) -> None:
         self._checkpointer.close()
@@ -87,3 +161,37 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def load_run(out: epath.PathLike, run_id: str, step: int) -> tuple[ModelConfig, Any]:
+    """(configuration, parameters) of one run of an output directory at `step`, whatever pack it was trained in.
+
+    On one device, a factored head cut to the run's own rank. Raises InputError.
+    """
+    out = epath.Path(out)
+    for directory in sorted((out / "checkpoints").glob("*")):
+        with Store(directory) as store:
+            if run_id in store.run_ids:
+                config = from_dict(Run, json.loads((out / "runs" / run_id / "config.json").read_text())).model
+                stacked = store.params(step)
+                params = jax.tree.map(operator.itemgetter(store.run_ids.index(run_id)), stacked)
+                if config.head_rank:
+                    a_DxR, b_RxV = params["head"]["a"], params["head"]["b"]
+                    params["head"] = {"a": a_DxR[:, : config.rank], "b": b_RxV[: config.rank]}
+                return config, params
+    raise InputError(f"{out} holds no checkpoint of run {run_id}")
+
+
+def _parts(state: dict[str, Any]) -> dict[str, Any]:
+    return {"params": state["params"], "rest": {k: v for k, v in state.items() if k != "params"}}
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(x.shape) for path, x in leaves}
+
+
+def _reason(e: BaseException) -> str:
+    while e.__cause__:
+        e = e.__cause__
+    return str(e.args[0] if e.args else e).splitlines()[0][:200]

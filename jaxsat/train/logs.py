@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from jaxsat.config import Run, dumps
+from jaxsat.config import InputError, Run, dumps
 
 
 def write_atomically(path: epath.Path, text: str) -> None:
@@ -35,8 +35,9 @@ class RunLog:
     """metrics.jsonl of one run, one JSON object a line; written whole at each checkpoint, so the two never disagree
     and object storage, which cannot append, will do. A run that continues from `step` keeps the lines up to it."""
 
-    def __init__(self, directory: epath.Path, run: Run, step: int):
+    def __init__(self, directory: epath.Path, run: Run, step: int, tensorboard: bool = False):
         self._path = directory / "metrics.jsonl"
+        self._events = _summary_writer(directory / "tensorboard", step) if tensorboard else None
         self._lines = [line for line in read_metrics(directory) if line["step"] <= step]
         self.diverged = any("diverged" in line for line in self._lines)
         write_atomically(directory / "config.json", dumps(run))
@@ -44,6 +45,8 @@ class RunLog:
 
     def add(self, line: dict[str, Any]) -> None:
         self._lines.append(line)
+        for name in line.keys() - {"step"} if self._events else ():
+            self._events.add_scalar(name, line[name], line["step"])
 
     def diverge(self, step: int) -> None:
         """The loss of the step that led to `step` was not finite: the run's numbers end here."""
@@ -52,6 +55,21 @@ class RunLog:
 
     def write(self) -> None:
         write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
+        if self._events:
+            self._events.flush()
+
+    def close(self) -> None:
+        if self._events:
+            self._events.close()
+
+
+def _summary_writer(directory: epath.Path, step: int):
+    """Events of the steps after `step`; TensorBoard drops those that an interrupted session wrote beyond it."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise InputError("TensorBoard files need tensorboardX: pip install 'jaxsat[tensorboard]'") from None
+    return SummaryWriter(str(directory), purge_step=step + 1)
 
 
 def read_metrics(directory: epath.Path) -> list[dict[str, Any]]:

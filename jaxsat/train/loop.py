@@ -1,7 +1,10 @@
 """The training loop of one pack: batches in, checkpoints and metrics out; killed anywhere, it continues to the same
 numbers."""
 
+import contextlib
+import errno
 import math
+import os
 import signal
 import threading
 import time
@@ -14,10 +17,10 @@ from etils import epath
 
 from jaxsat import corpus as corpora
 from jaxsat.checkpoints import Store
-from jaxsat.config import checkpoint_steps
+from jaxsat.config import InputError, checkpoint_steps
 from jaxsat.parallel import make_mesh, per_run, per_run_and_row
 from jaxsat.sweep import Pack
-from jaxsat.train.logs import RunLog
+from jaxsat.train.logs import RunLog, read_metrics
 from jaxsat.train.step import Program, abstract_state, hypers, initializer, train_step
 
 WINDOW = 10  # steps between looks at the losses
@@ -35,26 +38,34 @@ def train_pack(
     out: epath.Path,
     progress: Progress = lambda step, losses: None,
     mesh: jax.sharding.Mesh | None = None,
+    tensorboard: bool = False,
 ) -> None:
-    """Trains every run of `pack` to its last step, from the newest checkpoint under `out` or from the start.
+    """Trains every run of `pack` to its last step, from the newest checkpoint under `out` or from the start. When all
+    have diverged, it ends there.
 
-    Raises Preempted after SIGTERM, with everything saved; InputError where `out` holds something else.
+    Raises Preempted after SIGTERM, with everything saved; InputError where `out` holds something else or is full.
     """
     train, program = pack.runs[0].train, Program.of(pack)
     mesh = mesh or make_mesh(len(pack.runs), train.batch_size)
     hyper = jax.device_put(hypers(pack.runs), per_run(mesh))
-    with Store(out / "checkpoints" / pack.id, [run.id for run in pack.runs]) as store, _Sigterm() as sigterm:
-        found = store.latest(abstract_state(program, mesh, hyper))
+    if all("diverged" in line for run in pack.runs for line in read_metrics(out / "runs" / run.id)[-1:] or [{}]):
+        return
+    abstract = abstract_state(program, mesh, hyper)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_full_disk_named(out, abstract))
+        sigterm = stack.enter_context(_Sigterm())
+        store = stack.enter_context(Store(out / "checkpoints" / pack.id, [run.id for run in pack.runs], writable=True))
+        found = store.latest(abstract)
         state, spent = found or (initializer(program, mesh)(hyper), 0.0)
         start = int(state["step"])
         if start == train.steps:
             return
-        window = _Window(pack, out, start)
+        window = stack.enter_context(contextlib.closing(_Window(pack, out, start, tensorboard)))
+        batches = stack.enter_context(contextlib.closing(_stacked(pack, corpus, start)))
         began = time.monotonic() - spent
         saves = set(checkpoint_steps(train))
-        if start == 0 and not found:
+        if not found:
             store.save(0, state, 0.0)
-        batches = _stacked(pack, corpus, start)
         for step in range(start + 1, train.steps + 1):
             rows_KxBxT1 = jax.device_put(next(batches), per_run_and_row(mesh))
             state, metrics = train_step(program, state, hyper, rows_KxBxT1)
@@ -62,24 +73,24 @@ def train_pack(
             if step % WINDOW == 0:
                 window.write_previous()
                 progress(step, window.losses)
-            if step in saves or sigterm.arrived:
+            preempted = sigterm.arrived  # asked once a step: between saving and raising it may change
+            if step in saves or preempted:
                 window.write_all()
                 store.save(step, state, time.monotonic() - began)
-            if sigterm.arrived:
+            if preempted:
                 raise Preempted(f"stopped at step {step}; the same command continues from there")
             if window.all_diverged:
                 break
         window.write_all()
-        batches.close()
         progress(train.steps, window.losses)
 
 
 class _Window:
     """Metrics of the steps since the last line, read one window late so that dispatch never waits."""
 
-    def __init__(self, pack: Pack, out: epath.Path, start: int):
+    def __init__(self, pack: Pack, out: epath.Path, start: int, tensorboard: bool):
         self.pack = pack
-        self.logs = [RunLog(out / "runs" / run.id, run, start) for run in pack.runs]
+        self.logs = [RunLog(out / "runs" / run.id, run, start, tensorboard) for run in pack.runs]
         self.losses = [float("nan")] * len(pack.runs)
         self._previous: list[tuple[int, dict[str, jax.Array]]] = []
         self._current: list[tuple[int, dict[str, jax.Array]]] = []
@@ -103,6 +114,10 @@ class _Window:
         for log in self.logs:
             log.write()
 
+    def close(self) -> None:
+        for log in self.logs:
+            log.close()
+
     def _write(self, window: list[tuple[int, dict[str, jax.Array]]]) -> None:
         if not window:
             return
@@ -116,7 +131,7 @@ class _Window:
             if log.diverged:
                 continue
             for step, value in zip(steps, values):
-                if not math.isfinite(value["loss"][k]):
+                if not all(math.isfinite(v[k]) for v in value.values()):
                     log.diverge(step)
                     break
                 log.add(
@@ -131,9 +146,28 @@ def _stacked(pack: Pack, corpus: corpora.Corpus, start: int) -> Iterator[np.ndar
     """Batches rows_KxBxT1 from step `start` on: every run in the order of its own seed, equal seeds read once."""
     batch_size = pack.runs[0].train.batch_size
     by_seed = {r.seed: corpora.batches(corpus, r.seed, batch_size, start) for r in pack.runs}
-    while True:
-        rows = {seed: next(batches) for seed, batches in by_seed.items()}
-        yield np.stack([rows[r.seed] for r in pack.runs])
+    try:
+        while True:
+            rows = {seed: next(batches) for seed, batches in by_seed.items()}
+            yield np.stack([rows[r.seed] for r in pack.runs])
+    finally:
+        for batches in by_seed.values():
+            batches.close()
+
+
+@contextlib.contextmanager
+def _full_disk_named(out: epath.Path, abstract: Any) -> Iterator[None]:
+    """What a full disk raises, as InputError: OSError from a file, ValueError from tensorstore."""
+    try:
+        yield
+    except (OSError, ValueError) as e:
+        if not any(os.strerror(code) in str(e) for code in (errno.ENOSPC, errno.EDQUOT)):
+            raise
+        mib = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract)) / 2**20
+        raise InputError(
+            f"no space left in {out}: a checkpoint of this pack takes {mib:.1f} MiB; free some, and the same command "
+            "continues from the last complete one"
+        ) from e
 
 
 class _Sigterm:
