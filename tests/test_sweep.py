@@ -1,7 +1,7 @@
 import pytest
 
 from jaxsat.config import InputError, Run, override
-from jaxsat.sweep import Sweep, chain, differing_keys, product, zipped
+from jaxsat.sweep import Pack, Sweep, chain, describe_packs, differing_keys, make_packs, product, zipped
 
 
 def test_product_gives_every_combination_last_key_fastest():
@@ -83,3 +83,20 @@ def test_differing_keys():
     runs = Sweep("s", Run(), product({"model.width": [8, 16], "seed": [0, 1]})).runs
     assert differing_keys(runs) == ["model.width", "seed"]
     assert differing_keys(runs[:1]) == []
+
+
+def test_packs_hold_what_one_program_can_train():
+    points = product({"model.width": [16, 8], "model.head_rank": [2, 8], "seed": [0, 1]})
+    runs = Sweep("s", Run(), [*points, {"model.width": 16}, {"model.width": 16, "train.steps": 99}]).runs
+    packs = make_packs(runs)
+    assert [len(p.runs) for p in packs] == [4, 4, 1, 1]  # a full head and another length are other programs
+    assert sorted(r.id for p in packs for r in p.runs) == sorted(r.id for r in runs)
+    assert [(p.model.width, p.model.head_rank) for p in packs] == [(16, 8), (8, 8), (16, None), (16, None)]
+    assert describe_packs(packs) == "10 runs in 4 packs (4, 4, 1, 1) of 3 shapes"
+
+
+def test_packs_are_of_nearly_equal_size_and_named_by_their_runs():
+    runs = Sweep("s", Run(), product({"seed": range(10), "train.learning_rate": [0.1]})).runs
+    assert [len(p.runs) for p in make_packs(runs, max_runs=4)] == [3, 4, 3]
+    assert Pack(runs[:1]).id == runs[0].id
+    assert len({Pack(runs[i:j]).id for i in range(9) for j in range(i + 2, 11)}) == 45
