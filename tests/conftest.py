@@ -1,6 +1,7 @@
-"""Strict JAX for every test: two fake CPU devices at least, no silent rank promotion, a compilation cache of its own."""
+"""Strict JAX for every test: eight fake CPU devices, no silent rank promotion, a compilation cache of its own."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -16,6 +17,13 @@ from jaxsat.train import train_pack
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+compiled = tempfile.TemporaryDirectory(prefix="jaxsat-compiled-")  # for the processes that tests start
+jax.config.update("jax_compilation_cache_dir", compiled.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def pytest_unconfigure() -> None:
+    compiled.cleanup()
 
 
 @pytest.fixture(scope="session")
