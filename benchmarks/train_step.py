@@ -36,7 +36,7 @@ def ours(run: Run) -> tuple[Step, dict]:
 
     def step(rows_BxT1: np.ndarray) -> float:
         nonlocal state
-        state, metrics = train_step(program, state, hyper, rows_BxT1[None])
+        state, metrics = train_step(program, mesh, state, hyper, rows_BxT1[None])
         return float(metrics["loss"][0])
 
     return step, params

@@ -49,19 +49,26 @@ def per_run_and_row(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("pack", "data"))
 
 
-def over_runs(mesh: Mesh, f: Callable[..., Any], replicated_args: int = 0) -> Callable[..., Any]:
-    """`f` of arrays with a leading axis K, each device computing its own runs: no communication, by construction.
+def over_runs(mesh: Mesh, f: Callable[..., Any], shared: int = 0) -> Callable[..., Any]:
+    """`f` of one run, for stacked runs: every device computes its own, without communication by construction.
 
-    (Left to itself XLA gathers what it cannot split, such as a batched SVD.) The last `replicated_args` arguments
-    are whole everywhere. Axis `data` stays with the compiler.
+    The last `shared` arguments are the same for all runs. Axis `data` stays with the compiler. On a CPU a device takes
+    its runs one after another: a whole training step is 1.2-1.5 x as fast as vmapped (width 8-64, 6-8 runs, whose
+    logits leave the cache), and XLA's batched QR and SVD wait for threads of the pool that they run in, which two
+    devices bring to a standstill (jax 0.10.2).
     """
+    in_turn = mesh.devices.flat[0].platform == "cpu"
+
+    def stacked(*args):
+        own, common = args[: len(args) - shared], args[len(args) - shared :]
+        if in_turn:
+            return jax.lax.map(lambda one: f(*one, *common), own)
+        return jax.vmap(f, in_axes=(0,) * len(own) + (None,) * shared)(*args)
 
     def mapped(*args):
-        specs = tuple(
-            PartitionSpec("pack") if i < len(args) - replicated_args else PartitionSpec() for i in range(len(args))
-        )
+        specs = (PartitionSpec("pack"),) * (len(args) - shared) + (PartitionSpec(),) * shared
         return jax.shard_map(
-            f, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("pack"), axis_names={"pack"}, check_vma=False
+            stacked, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("pack"), axis_names={"pack"}, check_vma=False
         )(*args)
 
     return mapped

@@ -52,12 +52,8 @@ def abstract_params(pack: Pack):
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"))
 def _measure(config: ModelConfig, mesh: jax.sharding.Mesh, params, ranks_K, heldout_MxT1) -> dict[str, jax.Array]:
-    # One run after another on each device: memory stays that of one model, and XLA's batched QR and SVD wait for
-    # threads of the pool that they run in, which two CPU devices bring to a standstill (jax 0.10.2).
-    def runs(params, ranks_K, heldout_MxT1):
-        return jax.lax.map(lambda run: _measure_one(config, *run, heldout_MxT1), (params, ranks_K))
-
-    return over_runs(mesh, runs, replicated_args=1)(params, ranks_K, heldout_MxT1)
+    one = functools.partial(_measure_one, config)
+    return over_runs(mesh, one, shared=1)(params, ranks_K, heldout_MxT1)
 
 
 def _measure_one(config: ModelConfig, params, rank: jax.Array, heldout_MxT1: jax.Array) -> dict[str, jax.Array]:

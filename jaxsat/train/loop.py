@@ -68,7 +68,7 @@ def train_pack(
             store.save(0, state, 0.0)
         for step in range(start + 1, train.steps + 1):
             rows_KxBxT1 = jax.device_put(next(batches), per_run_and_row(mesh))
-            state, metrics = train_step(program, state, hyper, rows_KxBxT1)
+            state, metrics = train_step(program, mesh, state, hyper, rows_KxBxT1)
             window.add(step, metrics)
             if step % WINDOW == 0:
                 window.write_previous()

@@ -16,7 +16,7 @@ import optax
 
 from jaxsat import model
 from jaxsat.config import ModelConfig, Run, TrainConfig
-from jaxsat.parallel import abstract_like, per_run, replicated
+from jaxsat.parallel import abstract_like, over_runs, per_run, replicated
 from jaxsat.sweep import Pack
 
 State = dict[str, Any]  # params, optimizer: leading axis K; keys_K; step: int32, the same for all
@@ -114,22 +114,24 @@ def abstract_state(program: Program, mesh: jax.sharding.Mesh, hyper: Hyper) -> S
     return {name: abstract_like(shapes[name], sharding) for name, sharding in state_shardings(mesh).items()}
 
 
-@functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("program", "mesh"), donate_argnames="state")
 def train_step(
-    program: Program, state: State, hyper: Hyper, rows_KxBxT1: jax.Array
+    program: Program, mesh: jax.sharding.Mesh, state: State, hyper: Hyper, rows_KxBxT1: jax.Array
 ) -> tuple[State, dict[str, jax.Array]]:
     """One AdamW step of every run. Metrics are arrays of length K: loss (nats/token), grad_norm, learning_rate."""
 
-    def one(params, optimizer, hyper, rows_BxT1):
+    def one(params, optimizer, hyper, rows_BxT1, step):
         def loss_of(params):
             h_BxTxD, _ = model.hidden(program.model, params, rows_BxT1[:, :-1])
             return model.cross_entropy(*model.head(program.model, params, h_BxTxD), rows_BxT1[:, 1:])
 
         loss, gradient = jax.value_and_grad(loss_of)(params)
-        rate = learning_rate(program.train, hyper, state["step"])
+        rate = learning_rate(program.train, hyper, step)
         updates, optimizer = _optimizer(program.train, hyper.weight_decay, rate).update(gradient, optimizer, params)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradient), "learning_rate": rate}
         return optax.apply_updates(params, updates), optimizer, metrics
 
-    params, optimizer, metrics = jax.vmap(one)(state["params"], state["optimizer"], hyper, rows_KxBxT1)
-    return state | {"params": params, "optimizer": optimizer, "step": state["step"] + 1}, metrics
+    step = state["step"]
+    stepped = over_runs(mesh, one, shared=1)(state["params"], state["optimizer"], hyper, rows_KxBxT1, step)
+    params, optimizer, metrics = stepped
+    return state | {"params": params, "optimizer": optimizer, "step": step + 1}, metrics

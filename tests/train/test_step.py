@@ -161,5 +161,6 @@ def test_runs_of_a_pack_do_not_talk(tiny_run, point):
     assert mesh.shape == {"pack": 4, "data": 1}
     hyper = jax.device_put(hypers(pack.runs), per_run(mesh))
     rows_KxBxT1 = jax.ShapeDtypeStruct((4, 8, 17), jnp.int32, sharding=per_run_and_row(mesh))
-    text = train_step.lower(program, abstract_state(program, mesh, hyper), hyper, rows_KxBxT1).compile().as_text()
+    state = abstract_state(program, mesh, hyper)
+    text = train_step.lower(program, mesh, state, hyper, rows_KxBxT1).compile().as_text()
     assert "fusion" in text and not COLLECTIVES.findall(text)
