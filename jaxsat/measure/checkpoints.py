@@ -24,14 +24,15 @@ BLOCK_ROWS = 16  # rows a forward pass: small enough to stay in a CPU's cache
 def measure_pack(
     pack: Pack, store: Store, heldout_MxT1: np.ndarray, known: pd.DataFrame
 ) -> Iterator[tuple[int, pd.DataFrame]]:
-    """(step, rows of the measurements table) for each scheduled checkpoint that `known` has nothing of.
+    """(step, rows of the measurements table) for each scheduled checkpoint that `known` has no held-out loss of.
 
     A run whose loss is not finite gets no rows: it has diverged.
     """
     mesh = make_mesh(len(pack.runs), 1)
     ranks_K = jax.device_put(np.array([run.model.rank for run in pack.runs]), per_run(mesh))
     heldout = jax.device_put(heldout_MxT1, replicated(mesh))
-    seen = set(known.loc[known["run"].isin([run.id for run in pack.runs]), "step"])
+    ours = known["run"].isin([run.id for run in pack.runs]) & (known["metric"] == "heldout_loss")
+    seen = set(known.loc[ours, "step"])
     for step in sorted(set(checkpoint_steps(pack.runs[0].train)) & set(store.steps) - seen):
         params = store.params(step, abstract_params(pack))
         values = jax.device_get(_measure(pack.model, mesh, params, ranks_K, heldout))
@@ -101,10 +102,11 @@ def _final_hidden(config: ModelConfig, params, inputs_NxBxT: jax.Array) -> jax.A
 
 
 def _states(config: ModelConfig, params, rows_NxT1: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """(h_NxD, targets_N) of all positions of the rows, whole blocks of rows only."""
-    rows = rows_NxT1[: len(rows_NxT1) // BLOCK_ROWS * BLOCK_ROWS]
-    blocks = jnp.asarray(rows[:, :-1]).reshape(-1, BLOCK_ROWS, rows.shape[1] - 1)
-    return _final_hidden(config, params, blocks).reshape(-1, config.width), jnp.asarray(rows[:, 1:].reshape(-1))
+    """(h_NxD, targets_N) of all positions of the rows."""
+    n_rows, context = len(rows_NxT1), rows_NxT1.shape[1] - 1
+    inputs = np.pad(rows_NxT1[:, :-1], ((0, -n_rows % BLOCK_ROWS), (0, 0))).reshape(-1, BLOCK_ROWS, context)
+    h_NxD = _final_hidden(config, params, inputs).reshape(-1, config.width)
+    return h_NxD[: n_rows * context], jnp.asarray(rows_NxT1[:, 1:].reshape(-1))
 
 
 def heldout_loss(config: ModelConfig, params, rows_MxT1: jax.Array) -> jax.Array:
