@@ -93,9 +93,9 @@ def rise_above_minimum(measurements: pd.DataFrame, runs: pd.DataFrame) -> Figure
     rows = rows[rows.groupby("run")["tokens"].transform("size") > 1]
     if rows.empty:
         return None
-    rows = rows.assign(value=rows["value"] - rows.groupby("run")["value"].cummin())
+    rows = _largest_rank(rows.assign(value=rows["value"] - rows.groupby("run")["value"].cummin()))
     figure, (ax,) = _grid([""])
-    for size, line in _largest_rank(rows).groupby("size", sort=False):
+    for size, line in rows.groupby("size", sort=False):
         _line(ax, line, "tokens", size, _colors(rows)[size])
     ax.set_ylim(bottom=0, top=max(0.05, ax.get_ylim()[1]))
     if rows["value"].max() == 0:
