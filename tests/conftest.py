@@ -42,6 +42,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     words = ["sun", "moon", "stars", "sea", "stone", "tree", "river", "and", "the", "of"]
     text.write_text("\n".join(" ".join(np.random.default_rng(i).choice(words, 30)) for i in range(300)))
     model = {"depth": 1, "width": 8, "heads": 2, "context": 16, "vocab_size": 64, "head_rank": 4}
+    model |= {"norm": "layer", "bias": True}
     train = {"steps": 60, "batch_size": 8, "warmup_steps": 5, "checkpoint_every": 20, "learning_rate": 1e-2}
     point = {f"model.{k}": v for k, v in model.items()} | {f"train.{k}": v for k, v in train.items()}
     return override(Run(), point | {"data.corpus": [str(text)], "data.heldout_tokens": 600})

@@ -101,7 +101,9 @@ def initializer(program: Program, mesh: jax.sharding.Mesh) -> Callable[[Hyper], 
         keys_K, params, optimizer = jax.vmap(one)(hyper)
         return {"params": params, "optimizer": optimizer, "keys_K": keys_K, "step": jnp.int32(0)}
 
-    return jax.jit(init, out_shardings=state_shardings(mesh))
+    # Run once, in milliseconds: left unoptimised it compiles in 1.2 s instead of 3.7 (depth 2, width 32, 2 cores).
+    options = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
+    return jax.jit(init, out_shardings=state_shardings(mesh), compiler_options=options)
 
 
 def state_shardings(mesh: jax.sharding.Mesh) -> dict[str, jax.sharding.NamedSharding]:

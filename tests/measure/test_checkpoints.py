@@ -12,13 +12,13 @@ from jaxsat import model
 from jaxsat.checkpoints import Store, load_run
 from jaxsat.config import checkpoint_steps, override
 from jaxsat.measure import frozen_head_losses, measure_frozen_heads, measure_pack, table, train_frozen_heads
+from jaxsat.measure.checkpoints import head_sigma
 from jaxsat.sweep import Pack
 
 SHAPES = {
     "factored": {"model.width": 12, "model.heads": 3, "model.vocab_size": 67, "model.head_rank": 5}
     | {"model.norm": "layer", "model.bias": True, "model.depth": 2},
     "full_bfloat16": {"model.head_rank": None, "model.vocab_size": 61, "model.compute_dtype": "bfloat16"},
-    "tied": {"model.head_rank": None, "model.vocab_size": 7, "model.tied_head": True},
 }
 
 
@@ -60,19 +60,19 @@ def test_every_number_against_float64(tiny_run, tmp_path, shape):
         ((step, rows),) = measure_pack(pack, store, heldout_MxT1, table.empty())
     assert step == 1 and set(rows["tokens"]) == {8 * 17}
 
-    hidden = jax.jit(functools.partial(model.hidden, pack.model))
-    logits = jax.jit(functools.partial(model.logits, pack.model))
+    forward = jax.jit(lambda p, x: (model.logits(pack.model, p, x), model.hidden(pack.model, p, x)[1]))
     for k, r in enumerate(pack.runs):
         p = jax.tree.map(operator.itemgetter(k), params)
         found = rows[rows["run"] == r.id].set_index(["metric", "layer", "index"])["value"]
         value = lambda metric, layer=-1, index=0, found=found: found[metric, layer, index]  # noqa: E731
 
-        logp_MxTxV = log_softmax(np.float64(logits(p, heldout_MxT1[:, :-1])))
+        logits_MxTxV, stream_LxMxTxD = forward(p, heldout_MxT1[:, :-1])
+        logp_MxTxV = log_softmax(np.float64(logits_MxTxV))
         loss = -np.take_along_axis(logp_MxTxV, heldout_MxT1[:, 1:, None], -1).mean()
         half = r.model.compute_dtype == "bfloat16"  # rounds differently in blocks of other sizes
         assert value("heldout_loss") == pytest.approx(loss, rel=1e-3 if half else 1e-6)
 
-        head = p.get("head", {}) or {"kernel": p["embedding"]}
+        head = p["head"]
         w = np.float64(head["a"]) @ np.float64(head["b"]) if "a" in head else np.float64(head["kernel"])
         sigma = np.linalg.svd(w, compute_uv=False)[: r.model.rank]
         assert found.loc["singular_value"].index.tolist() == [(-1, i) for i in range(r.model.rank)]
@@ -84,7 +84,6 @@ def test_every_number_against_float64(tiny_run, tmp_path, shape):
         assert value("largest_share") == pytest.approx(share[0], rel=1e-5)
         assert value("condition_number") == pytest.approx(sigma[0] / sigma[-1], rel=1e-4)
 
-        final, stream_LxMxTxD = hidden(p, heldout_MxT1[:, :-1])
         tolerance = dict(abs=5e-4 if half else 1e-6)
         assert [i for i, _ in found.loc["anisotropy"].index] == list(range(r.model.depth + 1))
         for layer, x_MxTxD in enumerate(stream_LxMxTxD):
@@ -94,6 +93,13 @@ def test_every_number_against_float64(tiny_run, tmp_path, shape):
         assert value("anisotropy_before_gain", r.model.depth) == pytest.approx(mean_cosine(unit), **tolerance)
         assert value("anisotropy_after_gain", r.model.depth) == pytest.approx(mean_cosine(gained), **tolerance)
         assert abs(mean_cosine(gained) - mean_cosine(unit)) > 0.01
+
+
+def test_a_tied_head_is_the_embedding(tiny_run):
+    config = override(tiny_run, {"model.tied_head": True, "model.head_rank": None, "model.vocab_size": 7}).model
+    embedding_VxD = np.random.default_rng(0).normal(size=(7, 8)).astype(np.float32)
+    sigma = head_sigma(config, {"embedding": embedding_VxD})
+    np.testing.assert_allclose(sigma, np.linalg.svd(np.float64(embedding_VxD), compute_uv=False), rtol=1e-5)
 
 
 def measured(pack, directory, heldout_MxT1, known):
@@ -142,9 +148,9 @@ def test_frozen_heads_see_every_position(trained, tiny_run, tiny_corpus):
     run, heldout_MxT1 = tiny_run, tiny_corpus.heldout_MxT1
     rows_NxT1 = np.array(tiny_corpus.train_RxT1[:40], np.int32)
     _, params = load_run(trained, run.id, 60)
-    table = measure_frozen_heads(run, params, rows_NxT1, heldout_MxT1, [1, 4])
-    assert set(table["metric"]) == {"frozen_head_loss"} and list(table["index"]) == [1, 4]
+    table = measure_frozen_heads(run, params, rows_NxT1, heldout_MxT1, [2])
+    assert set(table["metric"]) == {"frozen_head_loss"} and list(table["index"]) == [2]
     hidden = jax.jit(lambda rows: model.hidden(run.model, params, rows[:, :-1])[0].reshape(-1, run.model.width))
-    heads = train_frozen_heads(hidden(rows_NxT1), jnp.asarray(rows_NxT1[:, 1:].reshape(-1)), 64, [1, 4], seed=run.seed)
+    heads = train_frozen_heads(hidden(rows_NxT1), jnp.asarray(rows_NxT1[:, 1:].reshape(-1)), 64, [2], seed=run.seed)
     expected = frozen_head_losses(heads, hidden(heldout_MxT1), jnp.asarray(heldout_MxT1[:, 1:].reshape(-1)))
     np.testing.assert_allclose(table["value"], expected, rtol=1e-5)
