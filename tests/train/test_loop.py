@@ -60,9 +60,16 @@ def test_checkpoints_are_those_of_the_schedule(trained, tiny_pack):
         assert tuple(store.steps) == checkpoint_steps(tiny_pack.runs[0].train) == (0, 1, 2, 4, 8, 16, 20, 40, 60)
 
 
-def test_the_same_seed_gives_the_same_numbers(trained, tiny_pack, tiny_corpus, tmp_path):
-    train_pack(tiny_pack, tiny_corpus, tmp_path)
-    assert_same_training(tmp_path, trained, tiny_pack)
+@pytest.fixture(scope="module")
+def again(tiny_pack, tiny_corpus, tmp_path_factory):
+    """A second training of the same pack, with TensorBoard files."""
+    out = tmp_path_factory.mktemp("again")
+    train_pack(tiny_pack, tiny_corpus, out, tensorboard=True)
+    return out
+
+
+def test_the_same_seed_gives_the_same_numbers(trained, again, tiny_pack):
+    assert_same_training(again, trained, tiny_pack)
 
 
 def test_packed_is_solo(trained, solo, tiny_pack):
@@ -216,12 +223,11 @@ def events(directory):
         data = data[16 + size :]
 
 
-def test_tensorboard_has_the_numbers_of_the_log(trained, tiny_pack, tiny_corpus, tmp_path):
-    train_pack(tiny_pack, tiny_corpus, tmp_path, tensorboard=True)
+def test_tensorboard_has_the_numbers_of_the_log(again, tiny_pack):
     for run in tiny_pack.runs:
-        written = sorted(e for e in events(tmp_path / "runs" / run.id / "tensorboard") if e[1] == "loss")
+        written = sorted(e for e in events(again / "runs" / run.id / "tensorboard") if e[1] == "loss")
         assert [step for step, _, _ in written] == list(range(1, 61))
-        np.testing.assert_allclose([value for _, _, value in written], losses(trained, run), rtol=1e-6)
+        np.testing.assert_allclose([value for _, _, value in written], losses(again, run), rtol=1e-6)
 
 
 def test_tensorboard_is_an_extra(tiny_pack, tiny_corpus, tmp_path, monkeypatch):
