@@ -171,7 +171,8 @@ def _full_disk_named(out: epath.Path, abstract: Any) -> Iterator[None]:
 
 
 class _Sigterm:
-    """Notes SIGTERM instead of dying of it: a preempted machine gives about 30 s to save."""
+    """Notes SIGTERM instead of dying of it: a preempted machine gives about 30 s to save. One that arrives too late
+    for the loop to see, as it ends or saves for the last time, is raised on leaving."""
 
     def __init__(self):
         self.arrived = False
@@ -184,6 +185,8 @@ class _Sigterm:
     def _note(self, *_: object) -> None:
         self.arrived = True
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._before)
+        if self.arrived and error is None:
+            raise Preempted("stopped after the last step of a pack; the same command continues from there")

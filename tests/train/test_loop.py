@@ -144,6 +144,22 @@ def test_preempted_again_and_again_ends_in_the_same_numbers(trained, tiny_pack, 
     assert_same_training(tmp_path, trained, tiny_pack)
 
 
+def test_sigterm_after_the_last_step_is_not_swallowed(trained, tiny_pack, tiny_corpus, tmp_path):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints" / tiny_pack.id / "60")
+
+    calls = []
+
+    def progress(step, losses):
+        calls.append(step)
+        if calls[-2:] == [60, 60]:  # the loop is over, its last save may still run
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Preempted, match="stopped after the last step of a pack"):
+        train_pack(tiny_pack, tiny_corpus, tmp_path, progress)
+    assert_same_training(tmp_path, trained, tiny_pack)
+
+
 CHILD = """
 import json, sys, time
 import jax
