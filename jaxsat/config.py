@@ -146,6 +146,8 @@ def validate(run: Run) -> Run:
             raise InputError(f"{key} = {value}: must be at least {least}")
         if isinstance(value, float) and not 0 <= value < math.inf:
             raise InputError(f"{key} = {value}: must be a finite number, at least 0")
+    if run.seed >= 2**32:
+        raise InputError(f"seed = {run.seed}: must be below 2^32")
     if m.width % m.heads:
         fewer = next(h for h in range(m.heads, 0, -1) if m.width % h == 0)
         raise InputError(

@@ -17,12 +17,14 @@ from jaxsat.corpus import cache_dir
 def start() -> None:
     """Call once, before any array exists: compiled programs are kept on disk, and on a CPU every core is a device.
 
-    Measured on 2 cores (width 8-32, 8 runs a pack): two devices 1.3-1.65 x one device; vmap alone gains nothing.
+    Measured on 2 cores, 6 runs a pack on two devices against 3 on one: 1.97 x the tokens a second at width 8 and 32,
+    1.45 x at width 64, where one device already uses more than one core.
     """
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if jax.config.jax_platforms in (None, "", "cpu") and "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", os.cpu_count())
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # no macOS
+        jax.config.update("jax_num_cpu_devices", cores)
 
 
 def make_mesh(pack_size: int, batch_size: int, devices: list[jax.Device] | None = None) -> Mesh:

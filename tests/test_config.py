@@ -121,6 +121,7 @@ def test_lossless_conversions():
         ({"train.batch_size": -4}, "train.batch_size = -4: must be at least 1"),
         ({"train.warmup_steps": -1}, "train.warmup_steps = -1: must be at least 0"),
         ({"seed": -1}, "seed = -1: must be at least 0"),
+        ({"seed": 2**32}, f"seed = {2**32}: must be below 2^32"),
         ({"train.learning_rate": float("nan")}, "train.learning_rate = nan: must be a finite number, at least 0"),
         ({"train.clip_norm": float("inf")}, "train.clip_norm = inf: must be a finite number, at least 0"),
         ({"train.weight_decay": -0.1}, "train.weight_decay = -0.1: must be a finite number, at least 0"),
