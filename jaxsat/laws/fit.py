@@ -24,7 +24,7 @@ from jaxsat.config import InputError, unknown
 from jaxsat.laws.bfgs import Minima, minimise
 from jaxsat.laws.forms import Form
 
-_RUNGS, _STARTS = 32, 8  # of a profile's ladder, and at each rung; of the 4500 of Chinchilla 1 in 4 finds the optimum
+_RUNGS, _STARTS = 24, 6  # of a profile's ladder, and at each rung; of the 4500 of Chinchilla 1 in 4 finds the optimum
 
 
 class Interval(NamedTuple):
