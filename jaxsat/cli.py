@@ -1,5 +1,5 @@
-"""The command line: parses, calls, prints. Exit codes: 0 done; 2 the input is wrong; 75 preempted, the same command
-continues; 1 a bug or a failed run."""
+"""The command line: parses, calls, prints. Exit codes: 0 done; 2 the input is wrong; 75 preempted and 130 interrupted,
+the same command continues; 1 a bug or a failed run."""
 
 import errno
 import os
@@ -23,12 +23,12 @@ SHARES = {"corpus": 0.02, "train": 0.68, "measure": 0.15, "extra": 0.10, "report
 
 @dataclass(frozen=True)
 class Where:
-    name: Positional[str]
+    name: Annotated[Positional[str], tyro.conf.arg(metavar="NAME|FILE")]
     """An experiment that comes with jaxsat, or the path of your own Python file."""
     scale: Literal["laptop", "workstation", "pod"] = "laptop"
     """laptop: minutes on 2 cores; workstation: about an hour on one GPU; pod: the paper's own sizes."""
-    out: str | None = None
-    """Output directory; default runs/NAME, with -SCALE unless laptop."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/NAME)")] = None
+    """Output directory. The default ends in -SCALE unless that is laptop."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Report(Where):
 class Show:
     """A table of the runs in an output directory: step, loss, state."""
 
-    out: Positional[str]
+    out: Annotated[Positional[str], tyro.conf.arg(metavar="DIR")]
     """An output directory, such as runs/saturation."""
 
 
@@ -76,7 +76,7 @@ class CorpusList:
 class CorpusPrepare:
     """Build a corpus now, so that training need not."""
 
-    name: Positional[str]
+    name: Annotated[Positional[str], tyro.conf.arg(metavar="NAME|FILE")]
     """A name from `jaxsat corpus list`, a TFDS name such as c4/en, or the path of a .txt or .jsonl file."""
 
 
@@ -94,26 +94,27 @@ Command = (
 
 def main(argv: list[str] | None = None) -> int:
     command = tyro.cli(Command, prog="jaxsat", description=DESCRIPTION, args=argv)
-    from jaxsat.train import Preempted  # after parsing: --help need not wait for JAX
-
     try:
+        from jaxsat.train import Preempted  # after parsing: --help need not wait for JAX
+
         run(command)
+    except KeyboardInterrupt:  # first: it may arrive while JAX is imported
+        return _say("interrupted; the same command continues from the last checkpoint", 130)
     except InputError as e:
         return _say(str(e), 2)
     except Preempted as e:
         return _say(str(e), 75)
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise
-        return _say(f"{e.strerror}: {e.filename or getattr(command, 'out', None) or os.getcwd()}; nothing finished is lost, "
-                    "make room or choose another --out and give the same command again", 2)  # fmt: skip
-    except KeyboardInterrupt:
-        return _say("interrupted; the same command continues from the last checkpoint", 130)
+        todo = "make room: the same command continues" if full else "choose another --out"
+        return _say(f"{e.strerror}: {e.filename or getattr(command, 'out', None) or os.getcwd()}; {todo}", 2)
     return 0
 
 
 def run(command: Command) -> None:
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)  # in a log nothing is cut
     match command:
         case CorpusList():
             console.print(_corpora())
@@ -134,8 +135,10 @@ def run(command: Command) -> None:
             case Reproduce() if type(command) is Reproduce:
                 study.train(bar, command.tensorboard)
                 study.measure(bar)
-                bar("report", 0.0, "")
-                page = study.report()
+                page = study.reported()
+                if page is None:
+                    bar("report", 0.0, "fits, figures and claims")
+                    page = study.report()
             case Train():
                 study.train(bar, command.tensorboard)
             case Measure():
@@ -158,7 +161,7 @@ def _say(message: str, code: int) -> int:
 
 
 class _Bar:
-    """Progress of all stages as one fraction: a bar on a terminal, a line every ten seconds in a log."""
+    """Progress of all stages as one fraction: a bar on a terminal; in a log a line a stage, and every ten seconds."""
 
     def __init__(self, console: Console):
         self._terminal = console.is_terminal
@@ -166,7 +169,7 @@ class _Bar:
                    TimeElapsedColumn(), TextColumn("{task.fields[left]}  {task.description}")]  # fmt: skip
         self._progress = Progress(*columns, console=console, disable=not self._terminal, transient=True)
         self._task = self._progress.add_task("", total=1.0, stage="", left="")
-        self._began, self._first, self._last_line = time.monotonic(), None, float("-inf")
+        self._began, self._first, self._stage, self._last_line = time.monotonic(), None, "", 0.0
 
     def __enter__(self) -> "_Bar":
         self._progress.start()
@@ -182,8 +185,8 @@ class _Bar:
         elapsed, gained = time.monotonic() - self._began, done - self._first
         left = f"about {_duration(elapsed * (1 - done) / gained)} left" if gained > 0.01 else ""
         self._progress.update(self._task, completed=done, description=what, stage=stage, left=left)
-        if not self._terminal and time.monotonic() - self._last_line > 10:
-            self._last_line = time.monotonic()
+        if not self._terminal and (stage != self._stage or time.monotonic() - self._last_line > 10):
+            self._stage, self._last_line = stage, time.monotonic()
             print(f"{_duration(elapsed):>6} {100 * done:3.0f} % {stage:<8} {what}  {left}", flush=True)
 
 
@@ -203,22 +206,23 @@ def _corpora() -> Table:
 
     from jaxsat import corpus
 
-    return _frame(pd.DataFrame(corpus.list_corpora()))
+    rows = pd.DataFrame(corpus.list_corpora())
+    prepared = [None if pd.isna(size) else f"{size / 1e6:.1f} MB" for size in rows["bytes"]]
+    about = rows["description"].str.partition(". ")[0].str.removesuffix(".")
+    return _frame(rows[["name", "license"]].assign(prepared=prepared, about=about))
 
 
 def _prepare(name: str) -> str:
     from jaxsat import corpus
 
-    count = size = 0
-    for count, (_, text) in enumerate(corpus.documents(name), 1):
-        size += len(text)
-    return f"{name}: {count:,} documents, {size:,} characters, under {corpus.cache_dir()}"
+    sizes = [len(text) for _, text in corpus.documents(name)]
+    return f"{name}: {len(sizes):,} documents, {sum(sizes):,} characters"
 
 
 def _frame(frame) -> Table:
-    table = Table(*map(str, frame.columns), box=None, header_style="bold")
+    table = Table(*map(str, frame.columns), box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
     for row in frame.itertuples(index=False):
-        table.add_row(*("" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+        table.add_row(*("" if v is None or v != v else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
     return table
 
 

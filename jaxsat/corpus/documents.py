@@ -124,7 +124,8 @@ def _builder(name: str) -> tfds.core.DatasetBuilder:
     except tfds.core.DatasetNotFoundError:
         raise InputError(f"{unknown('corpus', name, BUILDERS)}; a file ends in .txt or .jsonl; {elsewhere}") from None
     except ValueError as e:  # no such config, or prepared in another format
-        raise InputError(f"corpus {name!r}: {e}; {elsewhere}") from None
+        why = str(e).splitlines()[0].rstrip(".")
+        raise InputError(f"corpus {name!r}: {why}; a file ends in .txt or .jsonl; {elsewhere}") from None
     except ImportError as e:
         raise InputError(f"corpus {name!r} cannot be prepared here, it needs {e.name}; {elsewhere}") from None
 
