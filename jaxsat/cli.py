@@ -98,8 +98,8 @@ def main(argv: list[str] | None = None) -> int:
         from jaxsat.train import Preempted  # after parsing: --help need not wait for JAX
 
         run(command)
-    except KeyboardInterrupt:  # first: it may arrive while JAX is imported
-        return _say("interrupted; the same command continues from the last checkpoint", 130)
+    except KeyboardInterrupt as e:  # first: it may arrive while JAX is imported
+        return _say(str(e) or "interrupted; the same command continues from the last checkpoint", 130)
     except InputError as e:
         return _say(str(e), 2)
     except Preempted as e:

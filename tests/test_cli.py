@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -281,15 +282,17 @@ def test_a_process_of_its_own(home):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signal, code, said", [("SIGINT", 130, "interrupted"), ("SIGTERM", 75, "stopped at step")])
-def test_a_signal_in_training(edited, tmp_path, home, signal, code, said):
+@pytest.mark.parametrize(
+    "number, code, said", [(signal.SIGINT, 130, "stopped at step"), (signal.SIGTERM, 75, "stopped at step")]
+)
+def test_a_signal_in_training(edited, tmp_path, number, code, said):
     out = tmp_path / "out"
     argv = [sys.executable, "-m", "jaxsat.cli", "train", edited("steps=20", "steps=1000000"), "--out", str(out)]
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
         while not list(out.glob("checkpoints/*/8")):
             assert process.poll() is None
-        process.send_signal(getattr(__import__("signal"), signal))
+        process.send_signal(number)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == code and said in stderr and stderr.count("\n") == 1
     assert json.loads((out / "sweep.json").read_text())["experiment"] == "edited"

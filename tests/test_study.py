@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -188,6 +189,19 @@ def test_killed_between_stages_it_goes_on(copy):
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(InputError, match="no checkpoints .* train first"):
         begun.measure(ignore)
+
+
+def test_ctrl_c_saves_first_and_the_rest_is_the_same(out, tmp_path):
+    def interrupt(stage: str, fraction: float, what: str) -> None:
+        if "step 10/" in what:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 10"):
+        Study("mine.py", "laptop", tmp_path).train(interrupt)
+    assert summary(tmp_path)["step"].tolist()[:4] == 4 * ["10/20"]
+    assert set(summary(tmp_path)["state"]) == {"training", "diverged"}
+    Study("mine.py", "laptop", tmp_path).train(ignore)
+    pd.testing.assert_frame_equal(summary(tmp_path), summary(out))
 
 
 def test_one_run_is_read_alone_at_its_own_rank(out):

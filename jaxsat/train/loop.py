@@ -43,7 +43,8 @@ def train_pack(
     """Trains every run of `pack` to its last step, from the newest checkpoint under `out` or from the start. When all
     have diverged, it ends there.
 
-    Raises Preempted after SIGTERM, with everything saved; InputError where `out` holds something else or is full.
+    Raises Preempted after SIGTERM and KeyboardInterrupt after Ctrl-C, with everything saved; InputError where `out`
+    holds something else or is full.
     """
     train, program = pack.runs[0].train, Program.of(pack)
     mesh = mesh or make_mesh(len(pack.runs), train.batch_size)
@@ -53,7 +54,7 @@ def train_pack(
     abstract = abstract_state(program, mesh, hyper)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_full_disk_named(out, abstract))
-        sigterm = stack.enter_context(_Sigterm())
+        stop = stack.enter_context(_Stop())
         store = stack.enter_context(Store(out / "checkpoints" / pack.id, [run.id for run in pack.runs], writable=True))
         found = store.latest(abstract)
         state, spent = found or (initializer(program, mesh)(hyper), 0.0)
@@ -73,12 +74,12 @@ def train_pack(
             if step % WINDOW == 0:
                 window.write_previous()
                 progress(step, window.losses)
-            preempted = sigterm.arrived  # asked once a step: between saving and raising it may change
-            if step in saves or preempted:
+            stopped = stop.signal  # asked once a step: between saving and raising it may change
+            if step in saves or stopped:
                 window.write_all()
                 store.save(step, state, time.monotonic() - began)
-            if preempted:
-                raise Preempted(f"stopped at step {step}; the same command continues from there")
+            if stopped:
+                raise stop.error(f"stopped at step {step}")
             if window.all_diverged:
                 break
         window.write_all()
@@ -170,23 +171,31 @@ def _full_disk_named(out: epath.Path, abstract: Any) -> Iterator[None]:
         ) from e
 
 
-class _Sigterm:
-    """Notes SIGTERM instead of dying of it: a preempted machine gives about 30 s to save. One that arrives too late
-    for the loop to see, as it ends or saves for the last time, is raised on leaving."""
+class _Stop:
+    """Notes SIGTERM and Ctrl-C instead of dying of them: a preempted machine gives about 30 s to save, and an exception
+    inside a save would leave a thread of orbax that keeps the process for 5 minutes. A second Ctrl-C does not wait.
+    A signal too late for the loop to see, as it ends or saves for the last time, is raised on leaving."""
 
     def __init__(self):
-        self.arrived = False
+        self.signal: int | None = None
 
-    def __enter__(self) -> "_Sigterm":
+    def __enter__(self) -> "_Stop":
+        self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            self._before: Any = signal.signal(signal.SIGTERM, self._note)
+            self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def _note(self, *_: object) -> None:
-        self.arrived = True
+    def _note(self, number: int, _: object) -> None:
+        if self.signal == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def error(self, where: str) -> BaseException:
+        message = f"{where}; the same command continues from there"
+        return KeyboardInterrupt(message) if self.signal == signal.SIGINT else Preempted(message)
 
     def __exit__(self, error: object, *_: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._before)
-        if self.arrived and error is None:
-            raise Preempted("stopped after the last step of a pack; the same command continues from there")
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        if self.signal and error is None:
+            raise self.error("stopped after the last step of a pack")
