@@ -185,7 +185,7 @@ def _law_section(study: Study, fits: dict[str, laws.Fit]) -> Section:
         f"{held['gap_percent'].mean():+.2f} % and {int(held['inside'].sum())} of {len(held)} runs lie inside the "
         f"interval. Root mean square residual {np.sqrt((seen['gap_percent'] ** 2).mean()):.2f} %. Intervals are 90 %, "
         "by a bootstrap over runs widened to what the data do not reject. "
-        + (f"The data leave {', '.join(fit.unidentified)} unbounded." if fit.unidentified else "")
+        + (f"The data do not identify {', '.join(fit.unidentified)}." if fit.unidentified else "")
     )
     return Section(
         "Scaling law",
