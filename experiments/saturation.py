@@ -300,7 +300,7 @@ def _saturation(study: Study) -> Claim | None:
 
 def _gap(study: Study, fits: dict[str, laws.Fit]) -> list[Claim]:
     """The gap of small models to the law of the larger ones: A and alpha fitted to those, E, B and beta held at the
-    whole ladder's, and at those of its resamples at the ends of E's interval."""
+    whole ladder's, and at those with the least and the largest loss of an endless N that the data admit."""
     points, small = _ladder(study), _small(study)
     longest = points[(points["part"] == "main") & (points["tokens"] == points["tokens"].max())]
     larger = longest.loc[~longest["model.width"].isin(small), "params.total"]
@@ -309,21 +309,22 @@ def _gap(study: Study, fits: dict[str, laws.Fit]) -> list[Claim]:
     curves = tables.joined(study.measurements, study.runs.loc[longest.index], "heldout_loss")
     curves = curves[curves["tokens"] > 0].rename(columns={"params.total": "N", "tokens": "D", "value": "loss"})
     fit = next(iter(fits.values()))
-    order = np.argsort(fit.samples["E"])
-    ends = [{name: fit.samples[name][order[int(q * len(order))]] for name in HELD} for q in (0.05, 0.95)]
-    held = [{name: fit.constants[name].value for name in HELD}, *ends]
+    floors = fit.extremes["E"] + fit.extremes["B"] * longest["tokens"].max() ** -fit.extremes["beta"]
+    ends = (floors.argmin(), floors.argmax()) if floors.size else ()
+    held = [{name: fit.constants[name].value for name in HELD}]
+    held += [{name: fit.extremes[name][i] for name in HELD} for i in ends]
     found = [laws.gaps(curves[["run", "N", "D", "loss"]], larger.min(), hold=hold) for hold in held]
     claims = []
     for at, paper in (("final", "8 % worse on average"), ("best", "about 4 % worse")):
-        gaps = [getattr(each, at) for each in found]
-        low, high = min(gap.low for gap in gaps), max(gap.high for gap in gaps)
+        gap, *others = (getattr(each, at) for each in found)
+        low, high = min([gap.low, *(o.value for o in others)]), max([gap.high, *(o.value for o in others)])
         verdict = "reproduced" if low > 0 else "not reproduced"
         where = "lies above zero" if low > 0 else "lies below zero" if high < 0 else "does not exclude zero"
         why = (
             f"The 90 % interval of the gap {where}. A and alpha are fitted to the {len(larger)} larger runs; E, B and "
-            "beta are those of the law above, over the range that its resamples give E."
+            "beta are the law's, and the interval also spans the least and the largest floor that the data admit."
         )
-        measured = Measured(gaps[0].value, low, high, "%", f"gap to the law at the {at} checkpoint, small models")
+        measured = Measured(gap.value, low, high, "%", f"gap to the law at the {at} checkpoint, small models")
         statement = f"The {at} checkpoints of small models are worse than a law fitted to larger ones."
         command = _beyond(study, verdict)
         claims.append(Claim(f"gap_{at}", statement, paper, "secondary", measured, verdict, why, command))

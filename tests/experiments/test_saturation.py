@@ -263,6 +263,13 @@ def test_the_gap_has_the_sign_of_what_was_planted(laptop, law, percent, verdict)
     assert {8: "above zero", 0: "not exclude zero", -8: "below zero"}[percent] in final.reason
 
 
+def test_the_gap_is_no_surer_than_the_law_is_of_its_floor(laptop, law):
+    extremes = {"E": np.array([1.0, 3.0]), "B": np.array([300.0, 300.0]), "beta": np.array([0.5, 0.5])}
+    sure, unsure = (S._gap(laptop, {"law": fit})[0].measured
+                    for fit in (law["law"], dataclasses.replace(law["law"], extremes=extremes)))  # fmt: skip
+    assert unsure.value == sure.value and unsure.low <= sure.low and unsure.high > sure.high + 0.5
+
+
 def test_best_and_final_differ_where_the_loss_rises(laptop, law):
     final, best = S._gap(laptop.plus("heldout_loss", late(0.4), narrow(laptop)), law)
     assert final.measured.value > best.measured.value + 2
