@@ -167,24 +167,26 @@ class Study:
             corpora.batch_at(self.corpus(first, tell), first.seed, 0, first.train.batch_size)
         self._claim()
         costs = [sum(_cost(run) for run in pack.runs) for pack in self.packs]
-        before, total = 0.0, sum(costs)
+        known, before, total = self.measurements, 0.0, sum(costs)
         progress("train", 0.0, describe_packs(self.packs))
         for pack, cost in zip(self.packs, costs):
 
             def step_done(step, losses, pack=pack, cost=cost, before=before):
                 m, n = pack.model, pack.runs[0].train.steps
-                what = (
-                    f"width {m.width} depth {m.depth} x {len(pack.runs)} runs, step {step}/{n}, loss {min(losses):.3f}"
-                )
+                loss = min(losses, key=lambda x: (x != x, x))  # nan last: of a run that diverged at once
+                what = f"width {m.width} depth {m.depth} x {len(pack.runs)} runs, step {step}/{n}, loss {loss:.3f}"
                 progress("train", (before + cost * step / n) / total, what)
 
-            train_pack(pack, self.corpus(pack.runs[0]), self.out, step_done, tensorboard=tensorboard)
+            if not _finished(pack, known):
+                train_pack(pack, self.corpus(pack.runs[0]), self.out, step_done, tensorboard=tensorboard)
             before += cost
 
     def measure(self, progress: Progress) -> None:
         path, known = self.out / "measurements.parquet", self.measurements
         todo = [len(checkpoint_steps(pack.runs[0].train)) for pack in self.packs]
         for i, pack in enumerate(self.packs):
+            if _finished(pack, known):
+                continue
             directory = self.out / "checkpoints" / pack.id
             if not directory.exists():
                 raise InputError(
@@ -277,6 +279,12 @@ def run_state(out: epath.Path, id: str, steps: int) -> tuple[str, int, float]:
     step = lines[-1]["step"]
     state = "diverged" if "diverged" in lines[-1] else "done" if step == steps else "training"
     return state, step, next((line["loss"] for line in reversed(lines) if "loss" in line), float("nan"))
+
+
+def _finished(pack: Pack, known: pd.DataFrame) -> bool:
+    """Whether the last checkpoint of every run is measured: nothing is left to train or measure, or to check."""
+    steps = known.groupby("run")["step"].max()
+    return all(steps.get(run.id) == run.train.steps for run in pack.runs)
 
 
 def _cost(run: Run) -> float:

@@ -218,6 +218,7 @@ def test_a_checkpoint_directory_of_another_model(finished, edited, wrong):
     (theirs,), (ours,) = other.glob("checkpoints/*"), finished.glob("checkpoints/*")
     shutil.rmtree(ours)
     shutil.copytree(theirs, ours)
+    (finished / "measurements.parquet").unlink()
     before = files(finished)
     for stage in ("train", "measure"):
         assert "holds checkpoints of other runs" in wrong(stage, "mine.py", "--out", str(finished))

@@ -204,6 +204,18 @@ def test_ctrl_c_saves_first_and_the_rest_is_the_same(out, tmp_path):
     pd.testing.assert_frame_equal(summary(tmp_path), summary(out))
 
 
+def test_what_is_measured_to_its_end_needs_no_checkpoints(out, tmp_path, user_file):
+    cold = user_file(EXPERIMENT.replace(', Sweep("hot", base, hot)', ""))
+    Study(cold, "laptop", tmp_path / "out").train(ignore)
+    Study(cold, "laptop", tmp_path / "out").measure(ignore)
+    shutil.rmtree(tmp_path / "out" / "checkpoints")
+    before = files(tmp_path)
+    study = Study(cold, "laptop", tmp_path / "out")
+    study.train(ignore)
+    study.measure(ignore)
+    assert files(tmp_path) == before and set(study.runs["state"]) == {"done"}
+
+
 def test_one_run_is_read_alone_at_its_own_rank(out):
     study = Study("mine.py", "laptop")
     for run in study.by_id.values():
