@@ -112,7 +112,7 @@ def bench() -> list[dict]:
         steps = {"jaxsat": our_step, "torch": theirs(run, params)}
         rng = np.random.default_rng(0)
         # A skewed unigram distribution, so that there is something to learn.
-        draw = lambda rng=rng, v=vocab_size: (v * rng.random((8, 129)) ** 3).astype(np.int64)  # noqa: E731
+        draw = lambda rng=rng, v=vocab_size: (v * rng.random((8, 129)) ** 3).astype(np.int64)
         seconds, losses = {name: [] for name in steps}, {name: [] for name in steps}
         for round_ in range(ROUNDS + 1):  # the first compiles
             batches = [draw() for _ in range(STEPS)]

@@ -163,7 +163,7 @@ class Study:
         progress("corpus", 0.0, "")
         for i, pack in enumerate(self.packs):  # all corpora first: what is wrong with them is said at once
             first, share = pack.runs[0], i / len(self.packs)
-            tell = lambda done, total, what, share=share: progress("corpus", share, f"{what} {done:,}")  # noqa: E731
+            tell = lambda done, total, what, share=share: progress("corpus", share, f"{what} {done:,}")
             corpora.batch_at(self.corpus(first, tell), first.seed, 0, first.train.batch_size)
         self._claim()
         costs = [sum(_cost(run) for run in pack.runs) for pack in self.packs]

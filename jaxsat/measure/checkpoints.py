@@ -61,7 +61,7 @@ def _measure_one(config: ModelConfig, params, rank: jax.Array, heldout_MxT1: jax
     sigma_R = head_sigma(config, params)
     sample_NxT = heldout_MxT1[: -(-ANISOTROPY_TOKENS // config.context), :-1]
     final_BxTxD, stream_LxBxTxD = model.hidden(config, params, sample_NxT)
-    flat = lambda x: x.reshape(-1, config.width)  # noqa: E731
+    flat = lambda x: x.reshape(-1, config.width)
     last_NxD = flat(stream_LxBxTxD[-1]).astype(jnp.float32)
     if config.norm == "layer":
         last_NxD -= last_NxD.mean(axis=1, keepdims=True)

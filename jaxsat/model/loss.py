@@ -39,7 +39,7 @@ def _loss_and_gradients(z_BxTxR, w_RxV, targets_BxT, with_gradients: bool):
     scale = 1 / jnp.maximum(1, (targets_BxT >= 0).sum()).astype(jnp.float32)
     z = jnp.pad(z_BxTxR, ((0, 0), (0, pad), (0, 0)))
     targets = jnp.pad(targets_BxT, ((0, 0), (0, pad)), constant_values=-1)
-    split = lambda x: jnp.moveaxis(x.reshape(n_rows, -1, chunk, *x.shape[2:]), 1, 0)  # noqa: E731
+    split = lambda x: jnp.moveaxis(x.reshape(n_rows, -1, chunk, *x.shape[2:]), 1, 0)
 
     def step(carry, chunks):
         loss, dw_RxV = carry

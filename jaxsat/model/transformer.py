@@ -78,7 +78,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x_NxD: jax.Array, n_rows: int) -> jax.Array:
         c = self.config
-        split = lambda y_NxD: y_NxD.reshape(n_rows, -1, y_NxD.shape[1] // c.head_dim, c.head_dim)  # noqa: E731
+        split = lambda y_NxD: y_NxD.reshape(n_rows, -1, y_NxD.shape[1] // c.head_dim, c.head_dim)
         q, k, v = (split(f(x_NxD)) for f in (self.query, self.key, self.value))
         if c.positions == "rotary":
             q, k = (rotate(a, c.rotary_fraction, c.rotary_base) for a in (q, k))

@@ -47,8 +47,8 @@ class Program:
 
 
 def hypers(runs: Sequence[Run]) -> Hyper:
-    floats = lambda key: jnp.array([getattr(r.train, key) for r in runs], jnp.float32)  # noqa: E731
-    ints = lambda key: jnp.array([getattr(r.train, key) for r in runs], jnp.int32)  # noqa: E731
+    floats = lambda key: jnp.array([getattr(r.train, key) for r in runs], jnp.float32)
+    ints = lambda key: jnp.array([getattr(r.train, key) for r in runs], jnp.int32)
     return Hyper(
         seed=jnp.array([r.seed for r in runs], jnp.uint32),
         learning_rate=floats("learning_rate"),

@@ -337,7 +337,7 @@ def test_a_gap_above_the_bound_is_seen(laptop):
     _, below = S._tail(laptop)
     assert below.verdict == "reproduced" and "all 16" in below.reason and below.measured.value < 1
     sigma_2 = 1.2 * 2**-0.5
-    gap = lambda run, r: (run, r) == ("synthetic-i^-0.5", 1) and 12.1 * sigma_2 or 1e-3 * (r < 16)  # noqa: E731
+    gap = lambda run, r: (run, r) == ("synthetic-i^-0.5", 1) and 12.1 * sigma_2 or 1e-3 * (r < 16)
     _, above = S._tail(laptop.set("head_gap_truncated", gap))
     assert above.verdict == "not reproduced" and "15 of 16" in above.reason
     assert above.measured.value == pytest.approx(12.1 / 12)

@@ -64,7 +64,7 @@ def test_every_number_against_float64(tiny_run, tmp_path, shape):
     for k, r in enumerate(pack.runs):
         p = jax.tree.map(operator.itemgetter(k), params)
         found = rows[rows["run"] == r.id].set_index(["metric", "layer", "index"])["value"]
-        value = lambda metric, layer=-1, index=0, found=found: found[metric, layer, index]  # noqa: E731
+        value = lambda metric, layer=-1, index=0, found=found: found[metric, layer, index]
 
         logits_MxTxV, stream_LxMxTxD = forward(p, heldout_MxT1[:, :-1])
         logp_MxTxV = log_softmax(np.float64(logits_MxTxV))
