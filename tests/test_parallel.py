@@ -26,7 +26,7 @@ def test_mesh_divides_runs_first_then_rows(runs, rows, alone, given):
 def test_shardings_put_each_run_where_it_trains():
     mesh = make_mesh(4, 2, jax.devices())
     x_KxBxT = np.arange(4 * 2 * 3).reshape(4, 2, 3)
-    shapes = lambda sharding: {s.data.shape for s in jax.device_put(x_KxBxT, sharding).addressable_shards}  # noqa: E731
+    shapes = lambda sharding: {s.data.shape for s in jax.device_put(x_KxBxT, sharding).addressable_shards}
     assert shapes(per_run(mesh)) == {(1, 2, 3)}
     assert shapes(per_run_and_row(mesh)) == {(1, 1, 3)}
     assert shapes(replicated(mesh)) == {(4, 2, 3)}

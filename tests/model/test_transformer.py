@@ -209,7 +209,7 @@ def stories260k(path):
     attention = {"query": rotated(heads), "key": rotated(kv_heads), "value": take(depth, kv_heads * e, d)}
     attention["out"], norm2 = take(depth, d, d), take(depth, d)
     feed_forward = {"gate": take(depth, f, d), "down": take(depth, d, f), "up": take(depth, f, d)}
-    kernels = lambda part: {name: {"kernel": w.swapaxes(1, 2)} for name, w in part.items()}  # noqa: E731
+    kernels = lambda part: {name: {"kernel": w.swapaxes(1, 2)} for name, w in part.items()}
     blocks = {"norm1": {"scale": norm1}, "norm2": {"scale": norm2}}
     blocks |= {"attention": kernels(attention), "feed_forward": kernels(feed_forward)}
     params = {"embedding": embedding, "blocks": blocks, "final_norm": {"scale": take(d)}}
