@@ -399,8 +399,8 @@ def test_half_measured_runs_are_not_judged(laptop, law):
     assert not {"saturation", "gap_final", "rank_costs"} & set(claims(begun, {}))
 
 
-def test_one_seed_and_diverged_runs_do_not_stop_the_report(laptop, pod, law):
-    assert list(claims(laptop.only(laptop.runs["seed"] == 0), law)) == ALL
+def test_one_seed_and_diverged_runs_do_not_stop_the_report(laptop, pod):
+    assert set(claims(laptop.only(laptop.runs["seed"] == 0), {})) == set(ALL) - {"gap_final", "gap_best"}
     wide = laptop.runs["model.width"] == 64
     exploded = laptop.plus("heldout_loss", lambda t: t * math.nan, wide).diverged(wide)
     assert set(claims(exploded, {})) == set(ALL) - {"gap_final", "gap_best"}
