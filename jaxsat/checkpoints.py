@@ -22,17 +22,24 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from jaxsat import hosts
 from jaxsat.config import InputError, ModelConfig, Run, from_dict
 from jaxsat.parallel import abstract_like
 
+logger = logging.getLogger(__name__)
 for name in ("absl", "asyncio"):  # orbax logs every save, and every error that it raises once more
     logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager
 def _one_error_only() -> Iterator[None]:
-    """When one array cannot be read, orbax closes its event loop on the reads of all others: each of them would print
-    a traceback of its own, thousands of lines in all. The error itself is raised."""
+    """When one array cannot be read, orbax closes its event loops on the reads of all others: each of them would print
+    a traceback of its own, thousands of lines in all. The error itself is raised.
+
+    The reads in flight end in threads of tensorstore, which call back into a closed loop, and nothing of ours can wait
+    for them: loops of an own policy that cancel what is left stay silent, but the inner ones are uvloop's (orbax
+    0.12.8, tried).
+    """
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # coroutine was never awaited
         try:
@@ -49,13 +56,39 @@ class Store:
     """The checkpoints of one pack: the runs `run_ids`, stacked on a leading axis K in this order.
 
     Without `run_ids`, those of whatever runs it holds. Only a `writable` one creates the directory and sweeps what
-    interrupted saves left there. Raises InputError when the directory holds the checkpoints of other runs, or things
-    that are no checkpoints.
+    interrupted saves left there. Of many hosts all open it, save and read together; `alone`, this one reads without
+    the others. Raises InputError when the directory holds the checkpoints of other runs, or things that are no
+    checkpoints.
     """
 
-    def __init__(self, directory: epath.PathLike, run_ids: Sequence[str] | None = None, writable: bool = False):
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        run_ids: Sequence[str] | None = None,
+        writable: bool = False,
+        alone: bool = False,
+    ):
         self.directory = epath.Path(directory).resolve()  # orbax writes to absolute paths only
         self.unreadable: dict[int, str] = {}
+        self._together = (lambda f: [f()]) if alone else hosts.together
+        first = (lambda f: f()) if alone else hosts.first
+        first(lambda: self._check(writable))
+        this = {jax.process_index()}
+        options = {"primary_host": min(this), "active_processes": this, "barrier_sync_key_prefix": f"{min(this)} alone"}
+        self._context = ocp.Context(
+            multiprocessing_options=ocp.options.MultiprocessingOptions(**options if alone else {})
+        )
+        self._checkpointer = None  # it is for all hosts or none
+        if not alone:
+            self._checkpointer = ocp.training.Checkpointer(self.directory, cleanup_tmp_directories=writable)
+        owner = first(lambda: next((r for step in reversed(self.steps) if (r := self._about(step).get("runs"))), None))
+        self.run_ids = list(run_ids if run_ids is not None else owner or [])
+        if owner not in (None, self.run_ids):
+            raise InputError(
+                f"{self.directory} holds checkpoints of other runs ({', '.join(owner)}): choose another directory"
+            )
+
+    def _check(self, writable: bool) -> None:
         found = sorted(p.name for p in self.directory.iterdir()) if self.directory.exists() else []
         if not found and not writable:
             raise InputError(f"no checkpoints in {self.directory}: train first")
@@ -65,17 +98,12 @@ class Store:
                 f"{self.directory} holds no checkpoint but {', '.join(foreign[:5])}: "
                 "move it away, or choose another directory"
             )
-        self._checkpointer = ocp.training.Checkpointer(self.directory, cleanup_tmp_directories=writable)
-        owner = next((runs for step in reversed(self.steps) if (runs := self._about(step).get("runs"))), None)
-        self.run_ids = list(run_ids if run_ids is not None else owner or [])
-        if owner not in (None, self.run_ids):
-            raise InputError(
-                f"{self.directory} holds checkpoints of other runs ({', '.join(owner)}): choose another directory"
-            )
 
     @property
     def steps(self) -> list[int]:
         """Complete steps, ascending."""
+        if self._checkpointer is None:
+            return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
         return sorted(c.step for c in self._checkpointer.checkpoints)
 
     def save(self, step: int, state: dict[str, Any], seconds: float) -> None:
@@ -94,18 +122,29 @@ class Store:
     def latest(self, abstract: dict[str, Any]) -> tuple[dict[str, Any], float] | None:
         """(state, seconds spent) of the newest step that can be read as `abstract`; None where there is none yet.
 
-        Steps that cannot be read are kept in `unreadable`, with the reason. Raises InputError when all are, and when
-        a checkpoint is of a model of other shapes.
+        Steps that cannot be read (by any host) are kept in `unreadable`, with the reason, and logged. Raises InputError
+        when all are, and when a checkpoint is of a model of other shapes.
         """
-        for step in reversed(self.steps):
+        found: dict[str, Any] = {}
+
+        def read(step: int) -> str | None:
             try:
-                parts = self._read(step, _parts(abstract))
-                return {"params": parts["params"], **parts["rest"]}, self._about(step)["seconds"]
+                found.update(self._read(step, _parts(abstract)), seconds=self._about(step)["seconds"])
             except KeyError as e:
-                self.unreadable[step] = _reason(e)
+                return _reason(e)
+
+        for step in reversed(self.steps):
+            reasons = list(filter(None, self._together(lambda step=step: read(step))))
+            if not reasons:
+                for damaged, why in self.unreadable.items() if jax.process_index() == 0 else ():
+                    logger.warning(
+                        "%s cannot be read (%s): going on from step %d", self.directory / str(damaged), why, step
+                    )
+                return {"params": found["params"], **found["rest"]}, found["seconds"]
+            self.unreadable[step] = reasons[0]
         if self.unreadable:
-            found = "; ".join(f"step {s}: {why}" for s, why in self.unreadable.items())
-            raise InputError(f"no checkpoint in {self.directory} can be read ({found}): move it away to start fresh")
+            damage = "; ".join(f"step {s}: {why}" for s, why in self.unreadable.items())
+            raise InputError(f"no checkpoint in {self.directory} can be read ({damage}): move it away to start fresh")
         return None
 
     def params(self, step: int, abstract: Any = None) -> Any:
@@ -118,7 +157,7 @@ class Store:
             raise InputError(f"no checkpoint of step {step} in {self.directory}, only of {self.steps}")
         if abstract is None:
             abstract = abstract_like(
-                self._stored(step).get("params"), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+                self._stored(step).get("params"), jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             )
         try:
             return self._read(step, {"params": abstract})["params"]
@@ -130,12 +169,14 @@ class Store:
     @_one_error_only()
     def _stored(self, step: int) -> dict[str, Any]:
         """Trees of the shapes stored at a step; None for what is damaged."""
-        return self._checkpointer.checkpointables_metadata(step).metadata
+        with self._context:
+            return ocp.checkpointables_metadata(self.directory / str(step)).metadata
 
     @_one_error_only()
     def _about(self, step: int) -> dict[str, Any]:
         """What `save` noted beside the arrays; empty when that file is damaged."""
-        return self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
+        with self._context:
+            return ocp.checkpointables_metadata(self.directory / str(step)).custom_metadata or {}
 
     @_one_error_only()
     def _read(self, step: int, parts: dict[str, Any]) -> dict[str, Any]:
@@ -151,10 +192,13 @@ class Store:
                 f"{self.directory} holds checkpoints of another model: {key} is {has.get(key)} there, not "
                 f"{wants.get(key)}; choose another directory"
             )
-        return {n: self._checkpointer.load_checkpointables(step, {n: part})[n] for n, part in parts.items()}
+        path = self.directory / str(step)
+        with self._context:
+            return {n: ocp.load_checkpointables(path, {n: part})[n] for n, part in parts.items()}
 
     def close(self) -> None:
-        self._checkpointer.close()
+        if self._checkpointer:
+            self._checkpointer.close()
 
     def __enter__(self) -> "Store":
         return self
@@ -166,11 +210,11 @@ class Store:
 def load_run(out: epath.PathLike, run_id: str, step: int) -> tuple[ModelConfig, Any]:
     """(configuration, parameters) of one run of an output directory at `step`, whatever pack it was trained in.
 
-    On one device, a factored head cut to the run's own rank. Raises InputError.
+    On one device of this host, a factored head cut to the run's own rank. Raises InputError.
     """
     out = epath.Path(out)
     for directory in sorted((out / "checkpoints").glob("*")):
-        with Store(directory) as store:
+        with Store(directory, alone=True) as store:
             if run_id in store.run_ids:
                 config = from_dict(Run, json.loads((out / "runs" / run_id / "config.json").read_text())).model
                 stacked = store.params(step)

@@ -1,10 +1,13 @@
 """The command line: parses, calls, prints. Exit codes: 0 done; 2 the input is wrong; 75 preempted and 130 interrupted,
 the same command continues; 1 a bug or a failed run."""
 
+import dataclasses
 import errno
+import json
 import os
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -13,8 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from jaxsat.config import InputError
+from jaxsat.config import InputError, Layout, Preempted
 
+# Read when NumPy and SciPy load, which is after this. Devices of one CPU that are in OpenBLAS at once, for QR and SVD,
+# fight for its threads: measuring 6 runs of width 64 took 37 s of two cores' time instead of 27.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 DESCRIPTION = "Sweeps of small language models over depth, width and head rank: train, measure, fit, report."
 Positional = tyro.conf.Positional
 # Parts of the time of a whole study, for the estimate of what remains; measured at the laptop scale.
@@ -22,17 +28,28 @@ SHARES = {"corpus": 0.02, "train": 0.68, "measure": 0.15, "extra": 0.10, "report
 
 
 @dataclass(frozen=True)
-class Where:
+class What:
     name: Annotated[Positional[str], tyro.conf.arg(metavar="NAME|FILE")]
     """An experiment that comes with jaxsat, or the path of your own Python file."""
     scale: Literal["laptop", "workstation", "pod"] = "laptop"
     """laptop: minutes on 2 cores; workstation: about an hour on one GPU; pod: the paper's own sizes."""
+
+
+@dataclass(frozen=True)
+class Where(What):
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/NAME)")] = None
     """Output directory. The default ends in -SCALE unless that is laptop."""
 
 
 @dataclass(frozen=True)
-class Reproduce(Where):
+class Compute(Where):
+    layout: Layout = Layout()
+    share: Annotated[str | None, tyro.conf.arg(metavar="I/N", help_behavior_hint="(default: all)")] = None
+    """Only the I-th of N shares of the packs, for N jobs with one --out; the report is made after them, without it."""
+
+
+@dataclass(frozen=True)
+class Reproduce(Compute):
     """Train, measure, fit and report. The same command again continues, or finishes at once."""
 
     tensorboard: bool = False
@@ -45,7 +62,7 @@ class Train(Reproduce):
 
 
 @dataclass(frozen=True)
-class Measure(Where):
+class Measure(Compute):
     """Measure every checkpoint that is not measured yet."""
 
 
@@ -57,6 +74,23 @@ class Fit(Where):
 @dataclass(frozen=True)
 class Report(Where):
     """Rebuild the report from the measurements."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(What):
+    """Compile a sweep for TPUs that are not here: what fits, memory, FLOPs, chip-hours. Exit code 1: it does not fit.
+
+    Needs the extra: pip install 'jaxsat[tpu]'. A shape takes minutes the first time."""
+
+    topology: Annotated[str, tyro.conf.arg(metavar="CHIP:SHAPE")]
+    """One slice, such as v5e:16x16. Chips: v4, v5e, v5p, v6e."""
+    slices: int = 1
+    """Slices, between which the network is slow."""
+    layout: Layout = Layout()
+    mfu: float = 0.4
+    """The part of the chips' peak FLOP/s that is taken to be used, for the chip-hours."""
+    json: bool = False
+    """JSON instead of a table."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +121,7 @@ Command = (
     | Annotated[Measure, tyro.conf.subcommand("measure")]
     | Annotated[Fit, tyro.conf.subcommand("fit")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Corpus, tyro.conf.subcommand("corpus", description="List or prepare corpora.")]
 )
@@ -95,9 +130,20 @@ Command = (
 def main(argv: list[str] | None = None) -> int:
     command = tyro.cli(Command, prog="jaxsat", description=DESCRIPTION, args=argv)
     try:
-        from jaxsat.train import Preempted  # after parsing: --help need not wait for JAX
+        return _leave(_main(command))
+    except BaseException:
+        _leave(1, traceback.format_exc())
+        raise
 
-        run(command)
+
+def _leave(code: int, said: str = "") -> int:
+    hosts = sys.modules.get("jaxsat.hosts")  # not there yet: nobody to leave
+    return hosts.leave(code, said) if hosts else code
+
+
+def _main(command: Command) -> int:
+    try:
+        return run(command)
     except KeyboardInterrupt as e:  # first: it may arrive while JAX is imported
         return _say(str(e) or "interrupted; the same command continues from the last checkpoint", 130)
     except InputError as e:
@@ -110,32 +156,36 @@ def main(argv: list[str] | None = None) -> int:
             raise
         todo = "make room: the same command continues" if full else "choose another --out"
         return _say(f"{e.strerror}: {e.filename or getattr(command, 'out', None) or os.getcwd()}; {todo}", 2)
-    return 0
 
 
-def run(command: Command) -> None:
+def run(command: Command) -> int:
+    """The exit code."""
     console = Console(width=None if sys.stdout.isatty() else 160)  # in a log nothing is cut
     match command:
         case CorpusList():
             console.print(_corpora())
-            return
+            return 0
         case CorpusPrepare(name):
             console.print(_prepare(name))
-            return
+            return 0
         case Show(out):
             console.print(_runs(out))
-            return
+            return 0
+        case Plan():
+            return _plan(command, console)
     from jaxsat import parallel
     from jaxsat.study import Study
 
-    parallel.start()
-    study = Study(command.name, command.scale, command.out)
+    layout = command.layout if isinstance(command, Compute) else Layout()
+    parallel.start(layout)
+    share = _share(command.share) if isinstance(command, Compute) else (1, 1)
+    study = Study(command.name, command.scale, command.out, layout, share)
     with _Bar(console) as bar:
         match command:
             case Reproduce() if type(command) is Reproduce:
                 study.train(bar, command.tensorboard)
                 study.measure(bar)
-                page = study.reported()
+                page = study.reported() if share == (1, 1) else f"share {command.share} of {study.out} is measured"
                 if page is None:
                     bar("report", 0.0, "fits, figures and claims")
                     page = study.report()
@@ -153,6 +203,28 @@ def run(command: Command) -> None:
         console.print(_frame(tables.constants(fits)) if fits else f"{command.name} fits no laws")
     elif isinstance(command, Report) or type(command) is Reproduce:
         print(page)
+    return 0
+
+
+def _plan(command: Plan, console: Console) -> int:
+    from jaxsat import plan
+
+    say = lambda line: print(line, file=sys.stderr, flush=True)
+    found = plan.plan(command.name, command.scale, command.topology, command.slices, command.layout, command.mfu, say)
+    if command.json:
+        print(json.dumps(dataclasses.asdict(found), indent=1))
+    else:
+        console.print(_frame(plan.table(found)))
+        for line in plan.summary(found):
+            console.print(line, highlight=False)
+    return int(any(shape.problem for shape in found.shapes))
+
+
+def _share(text: str | None) -> tuple[int, int]:
+    i, _, n = (text or "1/1").partition("/")
+    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+        raise InputError(f"--share {text}: must be I/N with I from 1 to N, such as 1/4")
+    return int(i), int(n)
 
 
 def _say(message: str, code: int) -> int:

@@ -19,6 +19,10 @@ class InputError(Exception):
     """The user's input is wrong. The message says what, where, and what would be right; the CLI exits with 2."""
 
 
+class Preempted(Exception):
+    """SIGTERM arrived; the state is saved, and the same command continues."""
+
+
 def unknown(kind: str, name: str, known: typing.Iterable[str]) -> InputError:
     """The error for a name that does not exist: names it, suggests the nearest, lists what there is."""
     known = sorted(known)
@@ -73,6 +77,7 @@ class TrainConfig:
     decay_fraction: float = 0.2  # of the steps; linear only
     final_lr: float = 0.1  # of the peak, at the last step
     weight_decay: float = 0.1  # on matrices only
+    init_scale: float = 1.0  # of every initial matrix, times its usual standard deviation
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -95,7 +100,12 @@ class Run:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    seed: int = 0  # of the initial parameters and of the data order
+    seed: int = 0  # of the initial parameters
+    data_seed: int | None = None  # of the data order; None: seed
+
+    @property
+    def order_seed(self) -> int:
+        return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def id(self) -> str:
@@ -104,6 +114,20 @@ class Run:
     @property
     def tokens_per_step(self) -> int:
         return self.train.batch_size * self.model.context
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a pack lies over the devices. It changes no number, so it is no part of a run; what is None is chosen."""
+
+    pack: int | None = None
+    """Devices over which the runs of a pack are spread. They do not talk to each other."""
+    data: int | None = None
+    """Devices over which the rows of a batch are split, and with them parameters and optimizer (FSDP)."""
+    model: int = 1
+    """Devices over which attention heads, feed-forward layers and the vocabulary are split."""
+    remat: Literal["none", "dots", "full"] | None = None
+    """What the backward pass computes again to save memory: nothing, all but products with weights, every layer."""
 
 
 def dumps(config: Any) -> str:
@@ -141,13 +165,14 @@ def validate(run: Run) -> Run:
     """Checks what the types cannot. Raises InputError with the key, the value, and what would be right."""
     m, t, d = run.model, run.train, run.data
     for key, value in flatten(run).items():
-        least = 0 if key in ("seed", "train.warmup_steps") else 1
+        least = 0 if key in ("seed", "data_seed", "train.warmup_steps") else 1
         if isinstance(value, int) and not isinstance(value, bool) and value < least:
             raise InputError(f"{key} = {value}: must be at least {least}")
         if isinstance(value, float) and not 0 <= value < math.inf:
             raise InputError(f"{key} = {value}: must be a finite number, at least 0")
-    if run.seed >= 2**32:
-        raise InputError(f"seed = {run.seed}: must be below 2^32")
+    for key, seed in {"seed": run.seed, "data_seed": run.order_seed}.items():
+        if seed >= 2**32:
+            raise InputError(f"{key} = {seed}: must be below 2^32")
     if m.width % m.heads:
         fewer = next(h for h in range(m.heads, 0, -1) if m.width % h == 0)
         raise InputError(

@@ -25,9 +25,9 @@ import pandas as pd
 from etils import epath
 
 from jaxsat import corpus as corpora
-from jaxsat import laws, model
+from jaxsat import hosts, laws, model, parallel
 from jaxsat.checkpoints import Store, load_run
-from jaxsat.config import InputError, ModelConfig, Run, checkpoint_steps, flatten, from_dict, unknown
+from jaxsat.config import InputError, Layout, ModelConfig, Run, checkpoint_steps, flatten, from_dict, unknown
 from jaxsat.measure import measure_pack, table
 from jaxsat.report import page, standard
 from jaxsat.sweep import Pack, Sweep, describe_packs, differing_keys, make_packs
@@ -65,7 +65,7 @@ def load_experiment(name: str) -> ModuleType:
     return module
 
 
-def _planned(experiment: ModuleType, name: str, scale: str) -> list[tuple[str, Run]]:
+def runs_of(experiment: ModuleType, name: str, scale: str) -> list[tuple[str, Run]]:
     """(part, run) of all runs at a scale. Raises InputError, with the name of the experiment."""
     try:
         sweeps = experiment.sweeps(scale)
@@ -79,24 +79,46 @@ def _planned(experiment: ModuleType, name: str, scale: str) -> list[tuple[str, R
 class Study:
     """The stages of one experiment in one directory.
 
-    Raises InputError when the directory holds something else: another experiment, scale or set of runs. Nothing is
-    written there before training begins.
+    `share` (i, n): train and measure packs i, i + n, ... only, the rest being other jobs' with the same `out`. Raises
+    InputError when the directory holds something else: another experiment, scale or set of runs. Nothing is written
+    there before training begins.
     """
 
-    def __init__(self, name: str, scale: str, out: epath.PathLike | None = None):
+    def __init__(
+        self,
+        name: str,
+        scale: str,
+        out: epath.PathLike | None = None,
+        layout: Layout = Layout(),
+        share: tuple[int, int] = (1, 1),
+    ):
+        hosts.together(lambda: self._plan(name, scale, out))
+        self.layout, self.share = layout, share
+        config = {"experiment": self.name, "scale": scale, "out": str(self.out), "number of runs": len(self.by_id)}
+        for i, run in enumerate(self.by_id.values()):
+            config |= {f"{key} of run {i}": value for key, value in flatten(run).items()}
+        config |= flatten(layout, "layout.") | {"share": share, "version of jax": jax.__version__}
+        hosts.agree(config)
+        sizes = lambda run, n_runs: parallel.pack_size(run, n_runs, layout, jax.devices())
+        packs = hosts.first(
+            lambda: self._found() or [[run.id for run in p.runs] for p in make_packs(self.by_id.values(), sizes)]
+        )
+        self.all_packs = [Pack(tuple(self.by_id[id] for id in ids)) for ids in packs]
+        self.packs = self.all_packs[share[0] - 1 :: share[1]]
+
+    def _plan(self, name: str, scale: str, out: epath.PathLike | None) -> None:
         if scale not in SCALES:
             raise unknown("scale", scale, SCALES)
         self.experiment = load_experiment(name)
         self.name, self.scale = Path(name).stem if name.endswith(".py") else name, scale
         self.command = f"jaxsat reproduce {name} --scale {scale}" + (f" --out {out}" if out else "")
         self.out = epath.Path(out or f"runs/{self.name}" + ("" if scale == "laptop" else f"-{scale}"))
-        planned = _planned(self.experiment, name, scale)
+        planned = runs_of(self.experiment, name, scale)
         self.by_id: dict[str, Run] = {run.id: run for _, run in planned}
         self.part: dict[str, str] = {run.id: part for part, run in reversed(planned)}  # the first that has it
-        self.packs = self._found() or make_packs(self.by_id.values(), devices=len(jax.devices()))
 
-    def _found(self) -> list[Pack]:
-        """The packs that are being trained in the directory; none when it is new."""
+    def _found(self) -> list[list[str]]:
+        """The ids of the packs that are being trained in the directory; none when it is new."""
         path = self.out / "sweep.json"
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"{self.out} is a file: choose another --out")
@@ -112,19 +134,23 @@ class Study:
                 f"{self.out} holds another sweep ({what}), not {self.name} at scale {self.scale} with "
                 f"{len(self.by_id)} runs: choose another --out, or remove it"
             )
-        return [Pack(tuple(self.by_id[id] for id in ids)) for ids in found["packs"]]
+        return found["packs"]
 
     def _claim(self) -> None:
-        """Writes sweep.json, so that the directory is this study's."""
+        """Writes sweep.json, so that the directory is this study's. Raises InputError where not all hosts see it."""
         document = {
             "experiment": self.name,
             "scale": self.scale,
             "parts": self.part,
-            "packs": [[run.id for run in pack.runs] for pack in self.packs],
+            "packs": [[run.id for run in pack.runs] for pack in self.all_packs],
             "runs": {id: dataclasses.asdict(run) for id, run in self.by_id.items()},
         }
-        if not (self.out / "sweep.json").exists():
-            write_atomically(self.out / "sweep.json", json.dumps(document, indent=1))
+        path = self.out / "sweep.json"
+        hosts.first(lambda: path.exists() or write_atomically(path, json.dumps(document, indent=1)))
+        if not all(hosts.together(path.exists)):
+            raise InputError(
+                f"not all hosts see {path}: --out must be storage that they share, such as gs://BUCKET/DIR"
+            )
 
     # What experiments read.
 
@@ -146,9 +172,11 @@ class Study:
 
     @property
     def measurements(self) -> pd.DataFrame:
-        """The measurements table; empty before the first."""
-        path = self.out / "measurements.parquet"
-        return table.read(path) if path.exists() else table.empty()
+        """The measurements table, of all shares; empty before the first."""
+        return pd.concat([table.empty(), *map(table.read, self._tables())], ignore_index=True)
+
+    def _tables(self) -> list[epath.Path]:
+        return sorted(self.out.glob("measurements*.parquet")) if self.out.exists() else []
 
     def corpus(self, run: Run, progress: corpora.Progress = lambda done, total, what: None) -> corpora.Corpus:
         return corpora.prepare(run.data, run.model.vocab_size, run.model.context, progress)
@@ -160,16 +188,22 @@ class Study:
     # The stages.
 
     def train(self, progress: Progress, tensorboard: bool = False) -> None:
+        for pack in self.packs:  # what is wrong with the layout is said before anything is written
+            parallel.make_mesh(pack, self.layout)
         progress("corpus", 0.0, "")
         for i, pack in enumerate(self.packs):  # all corpora first: what is wrong with them is said at once
             first, share = pack.runs[0], i / len(self.packs)
             tell = lambda done, total, what, share=share: progress("corpus", share, f"{what} {done:,}")
-            corpora.batch_at(self.corpus(first, tell), first.seed, 0, first.train.batch_size)
+            hosts.one_after_the_other(
+                lambda first=first, tell=tell: corpora.batch_at(
+                    self.corpus(first, tell), first.order_seed, 0, first.train.batch_size
+                )
+            )
         self._claim()
         costs = [sum(_cost(run) for run in pack.runs) for pack in self.packs]
-        known, before, total = self.measurements, 0.0, sum(costs)
+        before, total = 0.0, sum(costs)
         progress("train", 0.0, describe_packs(self.packs))
-        for pack, cost in zip(self.packs, costs):
+        for pack, cost, finished in zip(self.packs, costs, self._finished()):
 
             def step_done(step, losses, pack=pack, cost=cost, before=before):
                 m, n = pack.model, pack.runs[0].train.steps
@@ -177,37 +211,57 @@ class Study:
                 what = f"width {m.width} depth {m.depth} x {len(pack.runs)} runs, step {step}/{n}, loss {loss:.3f}"
                 progress("train", (before + cost * step / n) / total, what)
 
-            if not _finished(pack, known):
-                train_pack(pack, self.corpus(pack.runs[0]), self.out, step_done, tensorboard=tensorboard)
+            if not finished:
+                train_pack(pack, self.corpus(pack.runs[0]), self.out, step_done, self.layout, tensorboard=tensorboard)
             before += cost
 
     def measure(self, progress: Progress) -> None:
-        path, known = self.out / "measurements.parquet", self.measurements
+        whole, (i, n) = self.share == (1, 1), self.share
+        path = self.out / ("measurements.parquet" if whole else f"measurements-{i}-of-{n}.parquet")
+        finished, known = self._finished(), self.measurements
         todo = [len(checkpoint_steps(pack.runs[0].train)) for pack in self.packs]
         for i, pack in enumerate(self.packs):
-            if _finished(pack, known):
+            if finished[i]:
                 continue
             directory = self.out / "checkpoints" / pack.id
-            if not directory.exists():
+            if not hosts.first(directory.exists):
                 raise InputError(
                     f"{self.out} has no checkpoints of run {pack.runs[0].id}: train first ({self.command})"
                 )
             frames = []
             with Store(directory, [run.id for run in pack.runs]) as store:
                 heldout = self.corpus(pack.runs[0]).heldout_MxT1
-                for step, rows in measure_pack(pack, store, heldout, known):
+                for step, rows in measure_pack(pack, store, heldout, known, self.layout):
                     frames.append(rows)
                     what = f"width {pack.model.width} x {len(pack.runs)} runs, step {step}"
                     progress("measure", (sum(todo[:i]) + len(frames)) / sum(todo), what)
-            if any(len(rows) for rows in frames):
-                known = table.merge(path, pd.concat(frames))
-        if hasattr(self.experiment, "measure"):
-            for rows in self.experiment.measure(self):
-                progress("extra", 0.0, f"{rows['metric'].iloc[0]} of {rows['run'].iloc[0]}")
-                table.merge(path, rows)
+            if any(len(rows) for rows in frames) and jax.process_index() == 0:
+                table.merge(path, pd.concat(frames))
+        if whole and hasattr(self.experiment, "measure"):
+            hosts.first(lambda: self._measure_more(path, progress))
+
+    def _measure_more(self, path: epath.Path, progress: Progress) -> None:
+        for rows in self.experiment.measure(self):
+            progress("extra", 0.0, f"{rows['metric'].iloc[0]} of {rows['run'].iloc[0]}")
+            table.merge(path, rows)
+
+    def _finished(self) -> list[bool]:
+        """Of each pack, whether the last checkpoint of every run is measured: nothing is left to train or measure, or
+        to check."""
+
+        def found() -> list[bool]:
+            steps = self.measurements.groupby("run")["step"].max()
+            return [all(steps.get(run.id) == run.train.steps for run in pack.runs) for pack in self.packs]
+
+        return hosts.first(found)
 
     def fit(self) -> dict[str, laws.Fit]:
-        """The experiment's laws; laws.json holds their constants."""
+        """The experiment's laws, on the first of many hosts; laws.json holds their constants."""
+        fits: dict[str, laws.Fit] = {}
+        hosts.first(lambda: fits.update(self._fit()))
+        return fits
+
+    def _fit(self) -> dict[str, laws.Fit]:
         fits = self.experiment.fits(self) if hasattr(self.experiment, "fits") else {}
         documents = {name: json.loads(fit.to_json()) for name, fit in fits.items()}
         write_atomically(self.out / "laws.json", json.dumps(documents, indent=1))
@@ -215,17 +269,21 @@ class Study:
 
     def reported(self) -> epath.Path | None:
         """The page of the report, if nothing that it is made of is newer."""
+        return self.out / "report" / "index.html" if hosts.first(self._is_reported) else None
+
+    def _is_reported(self) -> bool:
         page = self.out / "report" / "index.html"
-        sources = (self.out / "sweep.json", self.out / "measurements.parquet", epath.Path(self.experiment.__file__))
-        if page.exists() and all(p.exists() and p.stat().mtime <= page.stat().mtime for p in sources):
-            return page
-        return None
+        sources = (self.out / "sweep.json", *self._tables(), epath.Path(self.experiment.__file__))
+        return page.exists() and all(p.exists() and p.stat().mtime <= page.stat().mtime for p in sources)
 
     def report(self) -> epath.Path:
         """Rebuilds DIR/report from the two tables; returns the path of its page."""
+        return epath.Path(hosts.first(lambda: str(self._report())))
+
+    def _report(self) -> epath.Path:
         if self.measurements.empty:
             raise InputError(f"{self.out} has no measurements yet: {self.command}")
-        fits = self.fit()
+        fits = self._fit()
         if hasattr(self.experiment, "report"):
             sections, claims = self.experiment.report(self, fits)
         else:
@@ -279,12 +337,6 @@ def run_state(out: epath.Path, id: str, steps: int) -> tuple[str, int, float]:
     step = lines[-1]["step"]
     state = "diverged" if "diverged" in lines[-1] else "done" if step == steps else "training"
     return state, step, next((line["loss"] for line in reversed(lines) if "loss" in line), float("nan"))
-
-
-def _finished(pack: Pack, known: pd.DataFrame) -> bool:
-    """Whether the last checkpoint of every run is measured: nothing is left to train or measure, or to check."""
-    steps = known.groupby("run")["step"].max()
-    return all(steps.get(run.id) == run.train.steps for run in pack.runs)
 
 
 def _cost(run: Run) -> float:

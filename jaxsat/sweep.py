@@ -12,7 +12,7 @@
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,14 +68,14 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
     return [key for key in flat[0] if len({f[key] for f in flat}) > 1]
 
 
-# Runs a pack. On 2 CPU cores throughput no longer grows beyond 8; large models do not fit more than a few.
+# Runs a pack, where memory allows. On 2 CPU cores throughput no longer grows beyond 8.
 MAX_RUNS = 8
 
 
 @dataclass(frozen=True)
 class Pack:
     """Runs that one program trains together: the same shapes, data and length, stacked on a leading axis K.
-    They differ in seed, learning rate, weight decay and head rank."""
+    They differ in seeds, learning rate, weight decay, initial scale and head rank."""
 
     runs: tuple[Run, ...]
 
@@ -91,18 +91,23 @@ class Pack:
         return dataclasses.replace(model, head_rank=model.head_rank and max(run.model.rank for run in self.runs))
 
 
-def make_packs(runs: Iterable[Run], max_runs: int = MAX_RUNS, devices: int = 1) -> list[Pack]:
+def make_packs(
+    runs: Iterable[Run], sizes: Callable[[Run, int], tuple[int, int]] = lambda run, n_runs: (1, MAX_RUNS)
+) -> list[Pack]:
     """Groups runs that can share a program, in the order of their first run, into packs of nearly equal size.
 
-    Sizes are multiples of `devices` as far as a group goes, so that every device has the same number of runs.
+    `sizes(run, n_runs)`: (m, n), packs of n_runs such runs have a multiple of m, n at most; what is left over by a
+    group is a pack of its own. `parallel.pack_size` knows how many devices there are and what fits their memory.
     """
     groups: dict[object, list[Run]] = {}
     for run in runs:
         groups.setdefault(_shared(run), []).append(run)
     packs = []
     for group in groups.values():
-        n_packs = -(-len(group) // max_runs)
-        cuts = [round(i * len(group) / n_packs / devices) * devices for i in range(n_packs)] + [len(group)]
+        multiple, most = sizes(max(group, key=lambda run: run.model.rank), len(group))
+        whole = len(group) // multiple * multiple
+        n_packs = -(-whole // most)
+        cuts = [round(i * whole / max(1, n_packs) / multiple) * multiple for i in range(n_packs + 1)] + [len(group)]
         packs += [Pack(tuple(group[a:b])) for a, b in zip(cuts, cuts[1:]) if b > a]
     return packs
 
@@ -122,6 +127,6 @@ def _axes(part: Axes | Sequence[Point]) -> list[list[Point]]:
 
 def _shared(run: Run) -> object:
     """What the runs of a pack have in common: all but what a training step takes as an array of length K."""
-    train = dataclasses.replace(run.train, learning_rate=0.0, weight_decay=0.0)
+    train = dataclasses.replace(run.train, learning_rate=0.0, weight_decay=0.0, init_scale=1.0)
     model = dataclasses.replace(run.model, head_rank=run.model.head_rank and run.model.width)
     return model, train, run.data

@@ -139,13 +139,14 @@ def flip(path: Path) -> None:
         ("rest", shutil.rmtree),
     ],
 )
-def test_of_a_damaged_step_the_one_before_is_read(filled, what, damage, capfd):
+def test_of_a_damaged_step_the_one_before_is_read(filled, what, damage, capfd, caplog):
     (path,) = (filled / "10").glob(what)
     damage(path)
     with Store(filled, ["r0", "r1"]) as store:
         found, seconds = store.latest(abstract())
     assert seconds == 1.5 and found["step"] == 3
     assert list(store.unreadable) == [10] and 0 < len(store.unreadable[10]) <= 200 and "\n" not in store.unreadable[10]
+    assert caplog.messages == [f"{filled / '10'} cannot be read ({store.unreadable[10]}): going on from step 3"]
     assert capfd.readouterr().err == ""
 
 
@@ -252,7 +253,7 @@ def test_training_goes_on_from_the_step_before_a_damaged_one(trained, tiny_pack,
         assert repaired.steps == original.steps
         for step in repaired.steps:
             jax.tree.map(np.testing.assert_array_equal, repaired.params(step), original.params(step))
-        mesh, program = make_mesh(3, 8), Program.of(tiny_pack)
+        mesh, program = make_mesh(tiny_pack), Program.of(tiny_pack)
         hyper = jax.device_put(hypers(tiny_pack.runs), per_run(mesh))
         assert repaired.latest(abstract_state(program, mesh, hyper))[0]["step"] == 60
 

@@ -261,7 +261,7 @@ def test_stopped_is_neither_done_nor_wrong(edited, capfd, raised, code, said):
     [
         (["reproduce", "mine.py", "--scale", "laptpo"], "'laptop', 'workstation', 'pod'"),
         (["reproduce", "mine.py", "--scael", "pod"], "--scale"),
-        (["reprodcue", "mine.py"], "reproduce, train, measure, fit, report, show, corpus"),
+        (["reprodcue", "mine.py"], "reproduce, train, measure, fit, report, plan, show, corpus"),
         (["reproduce"], "NAME|FILE"),
         ([], "reproduce"),
     ],

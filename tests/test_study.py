@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxsat.config import InputError, Run, from_dict
+from jaxsat.config import InputError, Layout, Run, from_dict
 from jaxsat.report import Claim
 from jaxsat.study import Study, experiments, load_experiment, run_state, summary
 
@@ -339,3 +339,9 @@ def test_a_file_may_measure_fit_and_report_for_itself(copy, user_file):
     before = study.measurements
     study.measure(ignore)
     assert study.measurements.equals(before)
+
+
+def test_a_layout_that_does_not_divide_is_named_before_anything_is_written(home, tmp_path):
+    with pytest.raises(InputError, match="layout.model = 3 does not divide the 1 attention heads: try 1"):
+        Study("mine.py", "laptop", tmp_path / "out", Layout(model=3)).train(ignore)
+    assert not (tmp_path / "out").exists()

@@ -1,4 +1,8 @@
+import dataclasses
+
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from jaxsat.config import InputError, Run, override
 from jaxsat.sweep import Pack, Sweep, chain, describe_packs, differing_keys, make_packs, product, zipped
@@ -97,6 +101,21 @@ def test_packs_hold_what_one_program_can_train():
 
 def test_packs_are_of_nearly_equal_size_and_named_by_their_runs():
     runs = Sweep("s", Run(), product({"seed": range(10), "train.learning_rate": [0.1]})).runs
-    assert [len(p.runs) for p in make_packs(runs, max_runs=4)] == [3, 4, 3]
+    assert [len(p.runs) for p in make_packs(runs, lambda run, n_runs: (1, 4))] == [3, 4, 3]
     assert Pack(runs[:1]).id == runs[0].id
     assert len({Pack(runs[i:j]).id for i in range(9) for j in range(i + 2, 11)}) == 45
+
+
+def test_packs_fill_the_devices_and_what_is_left_is_a_pack_of_its_own():
+    runs = Sweep("s", Run(), product({"seed": range(13), "train.learning_rate": [0.1]})).runs
+    packs = make_packs(runs, lambda run, n_runs: (4, 8))
+    assert [len(p.runs) for p in packs] == [8, 4, 1]
+    assert [run for p in packs for run in p.runs] == list(runs)
+
+
+@given(n_runs=st.integers(1, 60), multiple=st.sampled_from([1, 2, 4, 8]), times=st.integers(1, 4))
+def test_no_pack_is_larger_than_what_fits(n_runs, multiple, times):
+    runs = [dataclasses.replace(Run(), seed=seed) for seed in range(n_runs)]
+    packs = make_packs(runs, lambda run, n: (multiple, multiple * times))
+    assert [run for p in packs for run in p.runs] == runs
+    assert all(len(p.runs) % multiple == 0 for p in packs[:-1]) and max(len(p.runs) for p in packs) <= multiple * times

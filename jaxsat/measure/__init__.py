@@ -2,7 +2,7 @@
 
 from jaxsat.measure import table
 from jaxsat.measure.anisotropy import anisotropy
-from jaxsat.measure.checkpoints import abstract_params, heldout_loss, measure_frozen_heads, measure_pack
+from jaxsat.measure.checkpoints import abstract_params, measure_frozen_heads, measure_pack
 from jaxsat.measure.heads import control, frozen_head_losses, lipschitz_bound, train_frozen_heads, truncated_heads
 from jaxsat.measure.spectra import (
     condition_number,
@@ -22,7 +22,6 @@ __all__ = [
     "factored_head_spectrum",
     "frozen_head_losses",
     "head_spectrum",
-    "heldout_loss",
     "largest_share",
     "lipschitz_bound",
     "measure_frozen_heads",

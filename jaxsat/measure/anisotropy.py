@@ -16,12 +16,19 @@ def anisotropy(h_NxD: jax.Array) -> jax.Array:
     """
     if h_NxD.ndim != 2 or h_NxD.shape[0] < 2:
         raise InputError(f"anisotropy of an array of shape {h_NxD.shape}: needs N x D with at least 2 rows")
+    return mean_cosine(*sum_of_directions(h_NxD))
+
+
+def sum_of_directions(h_NxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(sum_D of the unit vectors of the rows, how many they are): of rows in several parts, they add up."""
     h = h_NxD.astype(jnp.float32)
     scale = jnp.max(jnp.abs(h), axis=1, keepdims=True)  # first, so that squares neither overflow nor vanish
     h = h / jnp.where(scale > 0, scale, 1)
     norm = jnp.linalg.norm(h, axis=1, keepdims=True)
-    unit = h / jnp.where(norm > 0, norm, 1)
-    n = jnp.sum(norm > 0)
+    return jnp.sum(h / jnp.where(norm > 0, norm, 1), axis=0), jnp.sum(norm > 0)
+
+
+def mean_cosine(sum_D: jax.Array, n: jax.Array) -> jax.Array:
+    """The mean cosine of all pairs of n unit vectors, of which only the sum is needed."""
     # As n |mean|^2 - 1 over n - 1: |sum|^2 - n of 1e5 rows has lost its small digits in float32.
-    mean = jnp.sum(unit, axis=0) / n
-    return (n * jnp.sum(mean**2) - 1) / jnp.where(n > 1, n - 1, jnp.nan)
+    return (n * jnp.sum((sum_D / n) ** 2) - 1) / jnp.where(n > 1, n - 1, jnp.nan)

@@ -28,16 +28,16 @@ def rows(
     run: str,
     step: int,
     tokens: int,
-    metric: str,
+    metric: ArrayLike,
     value: ArrayLike,
     layer: ArrayLike = -1,
     index: ArrayLike | None = None,
 ) -> pd.DataFrame:
-    """The rows of one metric of one checkpoint. `value`, `layer` and `index` broadcast to one vector;
+    """The rows of one checkpoint. `metric`, `value`, `layer` and `index` broadcast to one vector;
     by default a vector's index counts from 0."""
     value = np.atleast_1d(np.asarray(value, np.float64))
     index = np.arange(value.size) if index is None else index
-    value, layer, index = np.broadcast_arrays(value, layer, index)
+    metric, value, layer, index = np.broadcast_arrays(metric, value, layer, index)
     columns = dict(run=run, step=step, tokens=tokens, layer=layer, index=index, metric=metric, value=value)
     return pd.DataFrame(columns).astype(COLUMNS)
 

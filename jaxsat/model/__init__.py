@@ -1,8 +1,9 @@
 """The transformer, its families, its heads, and its loss."""
 
-from jaxsat.model.counts import ParameterCounts, count_parameters, flops_per_token
+from jaxsat.model.counts import ParameterCounts, count_parameters, flops_per_token, step_bytes
 from jaxsat.model.families import PYTHIA, llama, neox, pythia
 from jaxsat.model.loss import cross_entropy
+from jaxsat.model.sharding import split_dimension
 from jaxsat.model.transformer import Params, head, hidden, init, logits
 
 __all__ = [
@@ -19,4 +20,6 @@ __all__ = [
     "logits",
     "neox",
     "pythia",
+    "split_dimension",
+    "step_bytes",
 ]

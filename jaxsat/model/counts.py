@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from jaxsat.config import ModelConfig
+from jaxsat.config import Layout, ModelConfig
+from jaxsat.model.loss import chunk_tokens
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,26 @@ def flops_per_token(config: ModelConfig) -> int:
     counts = count_parameters(config)
     head = config.vocab_size * config.width if config.tied_head else counts.head
     return 6 * (counts.nonembedding + head) + 12 * config.depth * config.width * config.context
+
+
+def step_bytes(config: ModelConfig, rows: int, layout: Layout, platform: str) -> int:
+    """About what a device needs to train one run with `rows` rows a device, in bytes: parameters, gradient and Adam's
+    two moments in float32; what the layers keep for the backward pass; a chunk of logits; embedding and head, whole.
+
+    `jaxsat plan` holds it against what the compiler says.
+    """
+    c, d, v = config, config.width, config.vocab_size
+    size = 2 if c.compute_dtype == "bfloat16" else 4
+    f, kv, n_up = c.ffn_width or 4 * d, (c.kv_heads or c.heads) * c.head_dim, 2 if c.activation == "swiglu" else 1
+    tokens, model = rows * c.context, layout.model
+    scores = 0 if platform == "tpu" else c.heads * c.context * (4 + size) // model  # splash attention keeps none
+    norms = 2 * (2 * 4 + size) * d  # in float32: centred and scaled
+    every = norms + size * (4 * d + (2 * d + 2 * kv + (2 + 2 * n_up) * f) // model)
+    dots = size * (2 * d + (d + 2 * kv + n_up * f) // model)
+    remat = layout.remat or "none"
+    kept = c.depth * {"none": every + scores, "dots": dots, "full": size * d}[remat]
+    layer = 0 if remat == "none" else every + scores
+    state = 16 * count_parameters(c).total // ((layout.data or 1) * model)
+    chunk = 3 * 4 * min(tokens, chunk_tokens(platform)) * v // model
+    tables = 2 * 4 * v * (d + c.rank) // model
+    return state + tokens * (kept + layer) + chunk + tables

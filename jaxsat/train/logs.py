@@ -33,15 +33,17 @@ def environment() -> dict[str, Any]:
 
 class RunLog:
     """metrics.jsonl of one run, one JSON object a line; written whole at each checkpoint, so the two never disagree
-    and object storage, which cannot append, will do. A run that continues from `step` keeps the lines up to it."""
+    and object storage, which cannot append, will do. A run that continues from `step` keeps the lines up to it.
+    Only the first of many hosts writes."""
 
     def __init__(self, directory: epath.Path, run: Run, step: int, tensorboard: bool = False):
-        self._path = directory / "metrics.jsonl"
-        self._events = _summary_writer(directory / "tensorboard", step) if tensorboard else None
+        self._path, self._writes = directory / "metrics.jsonl", jax.process_index() == 0
+        self._events = _summary_writer(directory / "tensorboard", step) if tensorboard and self._writes else None
         self._lines = [line for line in read_metrics(directory) if line["step"] <= step]
         self.diverged = any("diverged" in line for line in self._lines)
-        write_atomically(directory / "config.json", dumps(run))
-        write_atomically(directory / "env.json", json.dumps(environment(), indent=2))
+        if self._writes:
+            write_atomically(directory / "config.json", dumps(run))
+            write_atomically(directory / "env.json", json.dumps(environment(), indent=2))
 
     def add(self, line: dict[str, Any]) -> None:
         self._lines.append(line)
@@ -54,7 +56,8 @@ class RunLog:
         self.add({"step": step, "diverged": True})
 
     def write(self) -> None:
-        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
+        if self._writes:
+            write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
         if self._events:
             self._events.flush()
 
@@ -73,7 +76,12 @@ def _summary_writer(directory: epath.Path, step: int):
 
 
 def read_metrics(directory: epath.Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl: {step, tokens, loss, grad_norm, learning_rate}, {step, tokens_per_second} (of the
-    whole pack), and {step, diverged}."""
+    """The lines of metrics.jsonl: {step, tokens, loss, grad_norm, learning_rate}; {step, diverged}; and, of the whole
+    pack since the last such line, {step, tokens_per_second, input_stall, mfu, memory_gib}.
+
+    input_stall: the part of the wall time in which this host waited for its next batch with no step running. mfu:
+    tokens_per_second x `model.flops_per_token` / (devices x `parallel.PEAK_FLOPS`); only where that is known.
+    memory_gib: the most that a device of this host has held; only where it tells.
+    """
     path = directory / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

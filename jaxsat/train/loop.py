@@ -1,8 +1,12 @@
 """The training loop of one pack: batches in, checkpoints and metrics out; killed anywhere, it continues to the same
-numbers."""
+numbers. On many hosts each reads its own rows, the first one writes the logs, and what they need to know of each other
+(losses, a signal to stop, their speed) goes around once a window, behind the steps.
+"""
 
 import contextlib
+import dataclasses
 import errno
+import functools
 import math
 import os
 import signal
@@ -12,24 +16,24 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsat import corpus as corpora
+from jaxsat import hosts, model
 from jaxsat.checkpoints import Store
-from jaxsat.config import InputError, checkpoint_steps
-from jaxsat.parallel import make_mesh, per_run, per_run_and_row
+from jaxsat.config import InputError, Layout, Preempted, checkpoint_steps
+from jaxsat.parallel import PEAK_FLOPS, make_mesh, pack_layout, per_run, per_run_and_row, put, replicated
 from jaxsat.sweep import Pack
 from jaxsat.train.logs import RunLog, read_metrics
 from jaxsat.train.step import Program, abstract_state, hypers, initializer, train_step
 
-WINDOW = 10  # steps between looks at the losses
+WINDOW = 10  # steps between looks at the losses; fewer where they take longer than WINDOW_SECONDS
+WINDOW_SECONDS = 5  # all hosts save one to two windows after one is told to stop, of the 30 s it is given
 
 Progress = Callable[[int, list[float]], None]  # (steps done, latest loss of each run)
-
-
-class Preempted(Exception):
-    """SIGTERM arrived; the state is saved, and the same command continues."""
 
 
 def train_pack(
@@ -37,6 +41,7 @@ def train_pack(
     corpus: corpora.Corpus,
     out: epath.Path,
     progress: Progress = lambda step, losses: None,
+    layout: Layout = Layout(),
     mesh: jax.sharding.Mesh | None = None,
     tensorboard: bool = False,
 ) -> None:
@@ -46,10 +51,14 @@ def train_pack(
     Raises Preempted after SIGTERM and KeyboardInterrupt after Ctrl-C, with everything saved; InputError where `out`
     holds something else or is full.
     """
-    train, program = pack.runs[0].train, Program.of(pack)
-    mesh = mesh or make_mesh(len(pack.runs), train.batch_size)
-    hyper = jax.device_put(hypers(pack.runs), per_run(mesh))
-    if all("diverged" in line for run in pack.runs for line in read_metrics(out / "runs" / run.id)[-1:] or [{}]):
+    train = pack.runs[0].train
+    # By the memory of one device, the same for all hosts.
+    layout = Layout(**hosts.first(lambda layout=layout: dataclasses.asdict(pack_layout(pack, layout))))
+    mesh = mesh or make_mesh(pack, layout)
+    program = Program.of(pack, layout.remat)
+    hyper = jax.tree.map(lambda x: put(np.asarray(x), per_run(mesh)), hypers(pack.runs))
+    last_lines = [line for run in pack.runs for line in read_metrics(out / "runs" / run.id)[-1:] or [{}]]
+    if hosts.first(lambda: all("diverged" in line for line in last_lines)):
         return
     abstract = abstract_state(program, mesh, hyper)
     with contextlib.ExitStack() as stack:
@@ -61,57 +70,80 @@ def train_pack(
         start = int(state["step"])
         if start == train.steps:
             return
-        window = stack.enter_context(contextlib.closing(_Window(pack, out, start, tensorboard)))
-        batches = stack.enter_context(contextlib.closing(_stacked(pack, corpus, start)))
+        window = stack.enter_context(contextlib.closing(_Window(pack, out, start, mesh, stop, tensorboard)))
+        batches = stack.enter_context(contextlib.closing(_batches(pack, corpus, start, per_run_and_row(mesh))))
         began = time.monotonic() - spent
         saves = set(checkpoint_steps(train))
         if not found:
             store.save(0, state, 0.0)
         for step in range(start + 1, train.steps + 1):
-            rows_KxBxT1 = jax.device_put(next(batches), per_run_and_row(mesh))
+            with window.waiting():
+                rows_KxBxT1 = next(batches)
             state, metrics = train_step(program, mesh, state, hyper, rows_KxBxT1)
             window.add(step, metrics)
-            if step % WINDOW == 0:
+            if step % window.every == 0:
                 window.write_previous()
                 progress(step, window.losses)
-            stopped = stop.signal  # asked once a step: between saving and raising it may change
+            stopped = window.stopped()  # asked once a step: between saving and raising it may change
             if step in saves or stopped:
                 window.write_all()
                 store.save(step, state, time.monotonic() - began)
             if stopped:
-                raise stop.error(f"stopped at step {step}")
+                raise _stopped(stopped, f"stopped at step {step}")
             if window.all_diverged:
                 break
         window.write_all()
         progress(train.steps, window.losses)
 
 
+@functools.partial(jax.jit, static_argnames="mesh")
+def _everywhere(mesh: jax.sharding.Mesh, window: list[dict[str, jax.Array]], notes_DxN: jax.Array) -> Any:
+    """(metrics of the window's steps, stacked; the largest of every device's notes), whole on every device."""
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *window)
+    return jax.lax.with_sharding_constraint((stacked, notes_DxN.max(axis=0)), replicated(mesh))
+
+
 class _Window:
     """Metrics of the steps since the last line, read one window late so that dispatch never waits."""
 
-    def __init__(self, pack: Pack, out: epath.Path, start: int, tensorboard: bool):
-        self.pack = pack
+    def __init__(
+        self, pack: Pack, out: epath.Path, start: int, mesh: jax.sharding.Mesh, stop: "_Stop", tensorboard: bool
+    ):
+        self.pack, self.every = pack, WINDOW
         self.logs = [RunLog(out / "runs" / run.id, run, start, tensorboard) for run in pack.runs]
         self.losses = [float("nan")] * len(pack.runs)
-        self._previous: list[tuple[int, dict[str, jax.Array]]] = []
-        self._current: list[tuple[int, dict[str, jax.Array]]] = []
-        self._clock = time.monotonic()
+        self._mesh, self._stop, self._agreed_signal = mesh, stop, 0
+        self._previous: tuple[list[int], Any] = [], None  # steps, their metrics
+        self._current: tuple[list[int], list[dict[str, jax.Array]]] = [], []
+        self._clock, self._waited, self._pace = time.monotonic(), 0.0, 0.0
+        self._newest: jax.Array | None = None
 
     @property
     def all_diverged(self) -> bool:
         return all(log.diverged for log in self.logs)
 
+    def stopped(self) -> int:
+        """The signal by which to stop after this step, the same on all hosts; 0 for none."""
+        return self._stop.signal if jax.process_count() == 1 else self._agreed_signal
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what keeps a step from being dispatched: its batch. As long as the step before runs nothing waits."""
+        began = time.monotonic()
+        yield
+        if self._newest is None or self._newest.is_ready():
+            self._waited += time.monotonic() - began
+
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        self._current.append((step, metrics))
+        self._current[0].append(step)
+        self._current[1].append(metrics)
+        self._newest = metrics["loss"]
 
     def write_previous(self) -> None:
-        self._write(self._previous)
-        self._previous, self._current = self._current, []
+        self._write(self._shift())
 
     def write_all(self) -> None:
-        self.write_previous()
-        self._write(self._previous)
-        self._previous = []
+        self._write(self._shift(), self._shift())
         for log in self.logs:
             log.write()
 
@@ -119,15 +151,35 @@ class _Window:
         for log in self.logs:
             log.close()
 
-    def _write(self, window: list[tuple[int, dict[str, jax.Array]]]) -> None:
-        if not window:
+    def _shift(self) -> tuple[list[int], Any]:
+        """Takes the previous window; the current one becomes it."""
+        (steps, window), previous = self._current, self._previous
+        if steps and jax.process_count() > 1:
+            notes = np.array([[self._stop.signal, self._pace]], np.float32)  # every device shows its host's
+            shape = (self._mesh.size, notes.shape[1])
+            everywhere = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
+            notes_DxN = jax.make_array_from_callback(shape, everywhere, lambda _: notes)
+            padded = window + window[-1:] * (WINDOW - len(window))  # one program for windows of any length
+            window = _everywhere(self._mesh, padded, notes_DxN)
+        self._previous, self._current = (steps, window), ([], [])
+        return previous
+
+    def _write(self, *windows: tuple[list[int], Any]) -> None:
+        steps = [step for steps, _ in windows for step in steps]
+        if not steps:
             return
-        steps = [step for step, _ in window]
-        values = jax.device_get([metrics for _, metrics in window])
+        values: list[dict[str, np.ndarray]] = []
+        for n, window in ((len(steps), jax.device_get(window)) for steps, window in windows if steps):
+            if jax.process_count() > 1:
+                window, (signal_number, pace) = window
+                self._agreed_signal = self._agreed_signal or int(signal_number)
+                window = [{name: v[i] for name, v in window.items()} for i in range(n)]
+            values += window
         now = time.monotonic()
-        tokens = len(steps) * sum(run.tokens_per_step for run in self.pack.runs)
-        tokens_per_second = round(tokens / max(now - self._clock, 1e-9))  # of the whole pack
-        self._clock = now
+        seconds, self._clock = max(now - self._clock, 1e-9), now
+        self._pace = seconds / len(steps)
+        self.every = max(1, min(WINDOW, int(WINDOW_SECONDS / (self._pace if jax.process_count() == 1 else pace or 1))))
+        speed = self._speed(len(steps), seconds)
         for k, (run, log) in enumerate(zip(self.pack.runs, self.logs)):
             if log.diverged:
                 continue
@@ -140,20 +192,45 @@ class _Window:
                 )
                 self.losses[k] = float(value["loss"][k])
             else:
-                log.add({"step": steps[-1], "tokens_per_second": tokens_per_second})
+                log.add({"step": steps[-1]} | speed)
+
+    def _speed(self, n_steps: int, seconds: float) -> dict[str, float]:
+        """How fast the whole pack went, as `read_metrics` says."""
+        rate = n_steps * sum(run.tokens_per_step for run in self.pack.runs) / seconds
+        speed = {"tokens_per_second": round(rate), "input_stall": round(self._waited / seconds, 4)}
+        self._waited = 0.0
+        device = self._mesh.devices.flat[0]
+        if peak := PEAK_FLOPS.get(device.device_kind):
+            speed["mfu"] = round(rate * model.flops_per_token(self.pack.model) / (self._mesh.size * peak), 4)
+        if stats := [s for d in self._mesh.local_devices if (s := d.memory_stats())]:
+            speed["memory_gib"] = round(max(s["peak_bytes_in_use"] for s in stats) / 2**30, 3)
+        return speed
 
 
-def _stacked(pack: Pack, corpus: corpora.Corpus, start: int) -> Iterator[np.ndarray]:
-    """Batches rows_KxBxT1 from step `start` on: every run in the order of its own seed, equal seeds read once."""
-    batch_size = pack.runs[0].train.batch_size
-    by_seed = {r.seed: corpora.batches(corpus, r.seed, batch_size, start) for r in pack.runs}
+def _batches(pack: Pack, corpus: corpora.Corpus, start: int, sharding: NamedSharding) -> Iterator[jax.Array]:
+    """Batches rows_KxBxT1 from step `start` on: every run in the order of its own seed, equal seeds read once. Of all
+    this, what the devices of this host take."""
+    K, B = len(pack.runs), pack.runs[0].train.batch_size
+    shape = (K, B, corpus.train_RxT1.shape[1])
+    mine: dict[int, tuple[int, int, int]] = {}  # run -> seed, first and last row
+    for runs, rows, _ in sharding.addressable_devices_indices_map(shape).values():
+        first, last, _ = rows.indices(B)
+        for k in range(K)[runs]:
+            _, a, b = mine.get(k, (0, first, last))
+            mine[k] = pack.runs[k].order_seed, min(a, first), max(b, last)
+    readers = {key: corpora.batches(corpus, key[0], B, start, slice(*key[1:])) for key in set(mine.values())}
     try:
         while True:
-            rows = {seed: next(batches) for seed, batches in by_seed.items()}
-            yield np.stack([rows[r.seed] for r in pack.runs])
+            read = {key: next(reader) for key, reader in readers.items()}
+
+            def part(index: tuple[slice, ...], read: dict[Any, np.ndarray] = read) -> np.ndarray:
+                first, last, _ = index[1].indices(B)
+                return np.stack([read[mine[k]][first - mine[k][1] : last - mine[k][1]] for k in range(K)[index[0]]])
+
+            yield jax.make_array_from_callback(shape, sharding, part)
     finally:
-        for batches in by_seed.values():
-            batches.close()
+        for reader in readers.values():
+            reader.close()
 
 
 @contextlib.contextmanager
@@ -174,10 +251,10 @@ def _full_disk_named(out: epath.Path, abstract: Any) -> Iterator[None]:
 class _Stop:
     """Notes SIGTERM and Ctrl-C instead of dying of them: a preempted machine gives about 30 s to save, and an exception
     inside a save would leave a thread of orbax that keeps the process for 5 minutes. A second Ctrl-C does not wait.
-    A signal too late for the loop to see, as it ends or saves for the last time, is raised on leaving."""
+    A signal too late for the loop to see, as it ends or saves for the last time, is raised on leaving, on all hosts."""
 
     def __init__(self):
-        self.signal: int | None = None
+        self.signal = 0
 
     def __enter__(self) -> "_Stop":
         self._before: dict[int, Any] = {}
@@ -190,12 +267,13 @@ class _Stop:
             raise KeyboardInterrupt
         self.signal = number
 
-    def error(self, where: str) -> BaseException:
-        message = f"{where}; the same command continues from there"
-        return KeyboardInterrupt(message) if self.signal == signal.SIGINT else Preempted(message)
-
     def __exit__(self, error: object, *_: object) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
-        if self.signal and error is None:
-            raise self.error("stopped after the last step of a pack")
+        if error is None and (signal_number := max(hosts.together(lambda: self.signal))):
+            raise _stopped(signal_number, "stopped after the last step of a pack")
+
+
+def _stopped(signal_number: int, where: str) -> BaseException:
+    message = f"{where}; the same command continues from there"
+    return KeyboardInterrupt(message) if signal_number == signal.SIGINT else Preempted(message)

@@ -1,11 +1,16 @@
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, Mesh
 
 from jaxsat.measure import spectra
+from jaxsat.parallel import over_runs, state_shardings
 
 V, D = 1009, 37  # not round
 rng = np.random.default_rng(0)
@@ -69,6 +74,35 @@ def test_padded_factors_have_the_spectrum_of_the_true_rank_under_vmap_over_a_pac
         np.testing.assert_allclose(sigma[k, r:], 0, atol=1e-5 * oracle[0])
         np.testing.assert_allclose(entropy[k], np.log(r) + np.sum(p * np.log(p)), atol=1e-5)
         np.testing.assert_allclose(condition[k], oracle[0] / oracle[-1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("v", [1000, 12571])  # the second, a quarter of GPT-2's 50257, divides by nothing
+@pytest.mark.parametrize("shape", [(1, 1, 8), (1, 8, 1), (2, 2, 2), (1, 3, 2)])
+def test_a_split_vocabulary_is_factored_where_it_lies(shape, v):
+    """Full, tied and factored heads stored as in training; the factored one's ranks differ over the pack."""
+    d, r, k = 24, 8, shape[0]
+    devices = np.array(jax.devices()[: math.prod(shape)]).reshape(shape)
+    mesh = Mesh(devices, ("pack", "data", "model"), axis_types=(AxisType.Auto,) * 3)
+    g = np.random.default_rng(0)
+    w = np.stack([matrix(v, d, np.logspace(0, -4, d), seed) for seed in range(k)])
+    a, b = (g.standard_normal(s).astype(np.float32) for s in ((k, d, r), (k, r, v)))
+    a[-1, :, 3:] = b[-1, 3:] = 0
+    params = {"embedding": w, "head": {"kernel": w.swapaxes(1, 2), "a": a, "b": b}}
+    params = jax.tree.map(jax.device_put, params, state_shardings(mesh, params))
+
+    def spectra_of(params):
+        head = params["head"]
+        whole = spectra.head_spectrum(params["embedding"]), spectra.head_spectrum(head["kernel"])
+        return *whole, spectra.factored_head_spectrum(head["a"], head["b"])
+
+    program = jax.jit(over_runs(mesh, spectra_of)).lower(params).compile()
+    for sigmas, heads in zip(jax.block_until_ready(program(params)), (w, w, a.astype(np.float64) @ b), strict=True):
+        for sigma, head in zip(sigmas, heads, strict=True):
+            oracle = svd64(head)[: len(sigma)]
+            np.testing.assert_allclose(sigma, oracle, atol=2e-6 * oracle[0], rtol=0)
+    moved = re.findall(r"= \(?(.*?)\)? (?:all-gather|all-to-all|all-reduce|collective-permute)\(", program.as_text())
+    sizes = [math.prod(map(int, dims.split(","))) for line in moved for dims in re.findall(r"f32\[([\d,]+)\]", line)]
+    assert sizes and max(sizes) < max(v * d / 4, 5 * d * d)
 
 
 def test_scalars_of_known_spectra():

@@ -49,8 +49,12 @@ def test_what_a_run_leaves(trained, tiny_pack):
         assert [line["step"] for line in steps] == list(range(1, 61))
         assert [line["tokens"] for line in steps] == [128 * i for i in range(1, 61)]
         assert all(set(line) == {"step", "tokens", "loss", "grad_norm", "learning_rate"} for line in steps)
-        assert steps[0]["loss"] == pytest.approx(np.log(64), abs=0.3) and steps[-1]["loss"] < steps[0]["loss"] - 0.5
-        assert [line["step"] for line in lines if "tokens_per_second" in line][-1] == 60
+        assert steps[0]["loss"] == pytest.approx(np.log(64), abs=0.3) or run.train.init_scale > 1
+        assert steps[-1]["loss"] < steps[0]["loss"] - 0.5
+        speeds = [line for line in lines if "loss" not in line]
+        assert speeds[-1]["step"] == 60 and all(line["tokens_per_second"] > 0 for line in speeds)
+        assert all(set(line) == {"step", "tokens_per_second", "input_stall"} for line in speeds)
+        assert all(0 <= line["input_stall"] < 1 for line in speeds)
         assert (trained / "runs" / run.id / "config.json").read_text() == dumps(run)
         assert json.loads((trained / "runs" / run.id / "env.json").read_text())["packages"]["jax"] == jax.__version__
 

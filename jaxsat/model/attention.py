@@ -1,0 +1,63 @@
+"""Causal attention: one algorithm a platform, the same numbers."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jaxsat.model.sharding import axis_size, platform
+
+
+def attention(q_BxTxHxE: jax.Array, k_BxTxGxE: jax.Array, v_BxTxGxE: jax.Array) -> jax.Array:
+    """Causal softmax attention, y_BxTxHxE; each of the G key-value heads serves H / G query heads."""
+    n_positions = q_BxTxHxE.shape[1]
+    match platform():
+        case "cpu":
+            return attend(q_BxTxHxE, k_BxTxGxE, v_BxTxGxE)
+        case "tpu" if n_positions % 128 == 0:
+            return _splash(q_BxTxHxE, k_BxTxGxE, v_BxTxGxE)
+        case _:
+            return jax.nn.dot_product_attention(q_BxTxHxE, k_BxTxGxE, v_BxTxGxE, is_causal=True)
+
+
+def attend(q_BxTxHxE: jax.Array, k_BxTxGxE: jax.Array, v_BxTxGxE: jax.Array) -> jax.Array:
+    """Attention by matrix products, T x T scores and all.
+
+    Normalised after mixing the values, which spares the backward pass a sum over T x T: forward and backward are
+    1.6-2.1 x faster than `jax.nn.dot_product_attention` on one CPU core (T 64-512, E 8-32). Heads first, so that every
+    product is of plain matrices, and a mask that is added: 1.3-1.5 x faster again (T 64-128, E 8-32; 2 cores).
+    """
+    b, t, h, e = q_BxTxHxE.shape
+    g = k_BxTxGxE.shape[2]
+    q = (q_BxTxHxE / math.sqrt(e)).reshape(b, t, g, h // g, e).transpose(0, 2, 3, 1, 4).reshape(b, g, -1, e)
+    k, v = (x.swapaxes(1, 2) for x in (k_BxTxGxE, v_BxTxGxE))
+    mask_QxT = jnp.tile(jnp.where(jnp.tri(t, dtype=bool), 0.0, -jnp.inf), (h // g, 1))
+    scores = jnp.einsum("bgqe,bgte->bgqt", q, k, preferred_element_type=jnp.float32) + mask_QxT[None, None]
+    p = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    y = jnp.einsum("bgqt,bgte->bgqe", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    y = (y / p.sum(-1, keepdims=True)).astype(v.dtype).reshape(b, g, h // g, t, e)
+    return y.transpose(0, 3, 1, 2, 4).reshape(b, t, h, e)
+
+
+def _splash(q_BxTxHxE: jax.Array, k_BxTxGxE: jax.Array, v_BxTxGxE: jax.Array) -> jax.Array:
+    """Splash attention, a TPU kernel that never holds T x T scores: 0.33 GiB of temporaries instead of 2.26 for 8 rows
+    of 2048 on 12 heads of 64, with gradient (v6e). The compiler cannot split a kernel, so each device is given its
+    own rows and heads."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    group = q_BxTxHxE.shape[2] // k_BxTxGxE.shape[2]
+    n_heads, n_positions = q_BxTxHxE.shape[2] // axis_size("model"), q_BxTxHxE.shape[1]
+    mask = splash.MultiHeadMask([splash.CausalMask((n_positions, n_positions))] * n_heads)
+    kernel = splash.make_splash_mha_single_device(mask)
+    heads_first = lambda x_BxTxHxE: x_BxTxHxE.swapaxes(1, 2)
+    spec = PartitionSpec("data", "model")
+
+    @functools.partial(jax.shard_map, in_specs=spec, out_specs=spec, axis_names={"data", "model"}, check_vma=False)
+    def own(q_BxHxTxE, k_BxHxTxE, v_BxHxTxE):
+        return jax.vmap(kernel)(q_BxHxTxE, k_BxHxTxE, v_BxHxTxE)
+
+    q = heads_first(q_BxTxHxE / math.sqrt(q_BxTxHxE.shape[3]))
+    k, v = (heads_first(jnp.repeat(x, group, axis=2)) for x in (k_BxTxGxE, v_BxTxGxE))
+    return heads_first(own(q, k, v))
