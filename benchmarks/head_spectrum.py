@@ -2,39 +2,39 @@
 
 import functools
 import json
-import statistics
-import time
 
 import jax
 import numpy as np
 import scipy.linalg
 
+from benchmarks import median_seconds
 from jaxsat.measure.spectra import head_spectrum
 
 V, D, ROUNDS = 50_304, 512, 3
 
 
-def bench() -> list[dict]:
-    """Median seconds of interleaved rounds; ratio = rival / ours. `detail` has each one's worst error against float64,
-    as a part of sigma_1 and, in brackets, of the singular value itself."""
+def head() -> tuple[np.ndarray, np.ndarray]:
+    """(w_VxD in float32, of condition number 1e4; its singular values by float64)."""
     g = np.random.default_rng(0)
     q_DxD, _ = np.linalg.qr(g.standard_normal((D, D)))
     w_VxD = (g.standard_normal((V, D)) @ (np.logspace(0, -4, D)[:, None] * q_DxD)).astype(np.float32)
+    oracle_D = np.linalg.svd(np.linalg.qr(w_VxD.astype(np.float64), mode="r"), compute_uv=False)
+    return w_VxD, oracle_D
+
+
+def bench() -> list[dict]:
+    """Median seconds of interleaved rounds; ratio = rival / ours. `detail` has each one's worst error against float64,
+    as a part of sigma_1 and, in brackets, of the singular value itself."""
+    w_VxD, oracle_D = head()
     w_device = jax.device_put(w_VxD)
     solvers = {
         "jaxsat": lambda: head_spectrum(w_device).block_until_ready(),
         "numpy": functools.partial(np.linalg.svd, w_VxD, compute_uv=False),  # takes float32 through float64
         "scipy": functools.partial(scipy.linalg.svdvals, w_VxD),  # stays in float32, as we do
     }
-    oracle_D = np.linalg.svd(np.linalg.qr(w_VxD.astype(np.float64), mode="r"), compute_uv=False)
     errors = {name: np.abs(np.asarray(solve(), np.float64) - oracle_D) for name, solve in solvers.items()}  # compiles
-    seconds = {name: [] for name in solvers}
-    for _ in range(ROUNDS):
-        for name, solve in solvers.items():
-            start = time.perf_counter()
-            solve()
-            seconds[name].append(time.perf_counter() - start)
-    ours, *rivals = ((name, statistics.median(s)) for name, s in seconds.items())
+    medians = median_seconds(solvers, ROUNDS)
+    ours, *rivals = medians.items()
     accuracy = ", ".join(f"{n} {e.max() / oracle_D[0]:.0e} ({(e / oracle_D).max():.0e})" for n, e in errors.items())
     return [
         {
