@@ -8,14 +8,14 @@ is swept away, and the step before it restores.
 """
 
 import contextlib
+import functools
 import gc
 import json
 import logging
 import operator
 import sys
-import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -38,18 +38,22 @@ def _one_error_only() -> Iterator[None]:
 
     The reads in flight end in threads of tensorstore, which call back into a closed loop, and nothing of ours can wait
     for them: loops of an own policy that cancel what is left stay silent, but the inner ones are uvloop's (orbax
-    0.12.8, tried).
+    0.12.8, tried). So what they say is left out for good, however late it comes.
     """
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    if getattr(sys.unraisablehook, "func", None) is not _not_of_late_reads:
+        sys.unraisablehook = functools.partial(_not_of_late_reads, sys.unraisablehook)
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # coroutine was never awaited
         try:
             yield
         except KeyError:
-            time.sleep(0.2)  # until the reads in flight have ended
             gc.collect()
             raise
-        finally:
-            sys.unraisablehook = hook
+
+
+def _not_of_late_reads(hook: Callable[[Any], None], unraisable: Any) -> None:
+    code = getattr(unraisable.object, "cr_code", None)
+    if not (code and "orbax" in code.co_filename or str(unraisable.exc_value) == "Event loop is closed"):
+        hook(unraisable)
 
 
 class Store:

@@ -1,7 +1,9 @@
 import operator
 import resource
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +150,21 @@ def test_of_a_damaged_step_the_one_before_is_read(filled, what, damage, capfd, c
     assert list(store.unreadable) == [10] and 0 < len(store.unreadable[10]) <= 200 and "\n" not in store.unreadable[10]
     assert caplog.messages == [f"{filled / '10'} cannot be read ({store.unreadable[10]}): going on from step 3"]
     assert capfd.readouterr().err == ""
+
+
+def test_only_what_its_reads_in_flight_say_late_is_left_out(filled, monkeypatch):
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    for path in (filled / "10").glob("params/ocdbt.process_0/d/*"):
+        truncate(path)
+    with Store(filled, ["r0", "r1"]) as store:
+        store.latest(abstract())
+    late, other = (
+        SimpleNamespace(exc_value=e, object=None) for e in (RuntimeError("Event loop is closed"), KeyError())
+    )
+    sys.unraisablehook(late)
+    sys.unraisablehook(other)
+    assert said == [other] and sys.unraisablehook.args == (said.append,)
 
 
 def test_a_damaged_step_is_saved_over(filled):
