@@ -120,6 +120,8 @@ class Run:
 class Layout:
     """How a pack lies over the devices. It changes no number, so it is no part of a run; what is None is chosen."""
 
+    runs: int | None = None
+    """Runs that one program trains, at most. Of a study that has begun it changes nothing."""
     pack: int | None = None
     """Devices over which the runs of a pack are spread. They do not talk to each other."""
     data: int | None = None
@@ -204,6 +206,14 @@ def validate(run: Run) -> Run:
     if not d.corpus:
         raise InputError("data.corpus is empty: name at least one corpus or file")
     return run
+
+
+def validate_layout(layout: Layout) -> Layout:
+    """Checks what needs no devices. Raises InputError."""
+    for key, value in dataclasses.asdict(layout).items():
+        if isinstance(value, int) and value < 1:
+            raise InputError(f"layout.{key} = {value}: must be at least 1")
+    return layout
 
 
 def checkpoint_steps(train: TrainConfig) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ and optimizer (FSDP); axis `model` splits attention heads, feed-forward layers a
 """
 
 import ctypes
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -80,11 +81,12 @@ def pack_size(run: Run, n_runs: int, layout: Layout, devices: Sequence[jax.Devic
 
     On a CPU throughput no longer grows beyond MAX_RUNS runs; elsewhere each device takes as many.
     """
-    n = len(devices) // layout.model // (layout.data or 1)
+    n, n_runs = len(devices) // layout.model // (layout.data or 1), min(n_runs, layout.runs or n_runs)
     packs = [p for p in range(min(n, n_runs), 0, -1) if n % p == 0 or _one_cpu(devices)]
     for tried in _layouts(run, [layout.pack] if layout.pack else packs, layout, devices):
         if room := _room(run, tried, devices[0]):
             most = MAX_RUNS // tried.pack if devices[0].platform == "cpu" else MAX_RUNS
+            most = min(most, (layout.runs or MAX_RUNS * tried.pack) // tried.pack)
             return tried.pack, min(max(1, most), room) * tried.pack
     return 1, 1
 
@@ -107,7 +109,7 @@ def _layouts(run: Run, packs: Sequence[int], layout: Layout, devices: Sequence[j
         for pack in packs:
             rest = max(1, len(devices) // layout.model // pack)
             data = layout.data or (1 if _one_cpu(devices) else math.gcd(rest, run.train.batch_size))
-            yield Layout(pack, data, layout.model, remat)
+            yield dataclasses.replace(layout, pack=pack, data=data, remat=remat)
 
 
 def _one_cpu(devices: Sequence[jax.Device]) -> bool:

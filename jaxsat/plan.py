@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import pandas as pd
 
 from jaxsat import model, parallel
-from jaxsat.config import InputError, Layout, from_dict
+from jaxsat.config import InputError, Layout, from_dict, validate_layout
 from jaxsat.corpus import cache_dir
 from jaxsat.study import load_experiment, runs_of
 from jaxsat.sweep import Pack, make_packs
@@ -133,6 +133,7 @@ def plan(
     compiler is not installed.
     """
     topology, chips = _known(topology), slices * _chips(topology)
+    validate_layout(layout)
     if slices < 1:
         raise InputError(f"--slices {slices}: must be at least 1")
     if not 0 < mfu <= 1:
@@ -267,7 +268,7 @@ def _remedy(label: str, pack: Pack, layout: Layout, chosen: Layout, topology: st
     sizes = CHIPS[chip].topologies
     remats = REMATS[REMATS.index(chosen.remat) + 1 :]
     models = [n for n in (2, 4, 8) if n > layout.model]
-    changes = [(f"{n} runs a pack", Pack(pack.runs[:n]), layout, topology) for n in _halves(len(pack.runs))]
+    changes = [(f"--layout.runs {n}", Pack(pack.runs[:n]), layout, topology) for n in _halves(len(pack.runs))]
     changes += [(f"--layout.remat {r}", pack, dataclasses.replace(layout, remat=r), topology) for r in remats]
     changes += [(f"--layout.model {n}", pack, dataclasses.replace(layout, model=n), topology) for n in models]
     larger = [f"{chip}:{size}" for size in sizes[sizes.index(size) + 1 :]]

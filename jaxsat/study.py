@@ -27,7 +27,17 @@ from etils import epath
 from jaxsat import corpus as corpora
 from jaxsat import hosts, laws, model, parallel
 from jaxsat.checkpoints import Store, load_run
-from jaxsat.config import InputError, Layout, ModelConfig, Run, checkpoint_steps, flatten, from_dict, unknown
+from jaxsat.config import (
+    InputError,
+    Layout,
+    ModelConfig,
+    Run,
+    checkpoint_steps,
+    flatten,
+    from_dict,
+    unknown,
+    validate_layout,
+)
 from jaxsat.measure import measure_pack, table
 from jaxsat.report import page, standard
 from jaxsat.sweep import Pack, Sweep, describe_packs, differing_keys, make_packs
@@ -93,7 +103,7 @@ class Study:
         share: tuple[int, int] = (1, 1),
     ):
         hosts.together(lambda: self._plan(name, scale, out))
-        self.layout, self.share = layout, share
+        self.layout, self.share = validate_layout(layout), share
         config = {"experiment": self.name, "scale": scale, "out": str(self.out), "number of runs": len(self.by_id)}
         for i, run in enumerate(self.by_id.values()):
             config |= {f"{key} of run {i}": value for key, value in flatten(run).items()}

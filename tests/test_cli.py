@@ -189,6 +189,11 @@ def test_a_wrong_experiment(edited, wrong, home, old, new, said):
 @pytest.mark.parametrize(
     "argv, said",
     [
+        (["train", "mine.py", "--layout.model", "0"], "layout.model = 0: must be at least 1"),
+        (
+            ["plan", "saturation", "--topology", "v5e:2x2", "--layout.runs", "-1"],
+            "layout.runs = -1: must be at least 1",
+        ),
         (["reproduce", "saturatoin"], "unknown experiment 'saturatoin'; did you mean 'saturation'"),
         (["reproduce", "nothing.py"], "no file nothing.py"),
         (["measure", "mine.py", "--out", "new"], "no checkpoints of run"),

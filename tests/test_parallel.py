@@ -147,7 +147,10 @@ def test_packs_are_as_large_as_memory_allows():
     assert [most for _, most in sizes] == sorted(most for _, most in sizes)
     assert all(most % multiple == 0 for multiple, most in sizes)
     assert pack_size(LARGE, 3, Layout(), chips(4, 1000)) == (2, 2 * MAX_RUNS)  # 4 devices: a pair of runs
+    assert pack_size(LARGE, 64, Layout(remat="full", runs=6), chips(4, 1000)) == (4, 4)
+    assert pack_size(LARGE, 64, Layout(remat="full", runs=3), chips(4, 1000)) == (2, 2)
     assert pack_size(Run(), 50, Layout(), jax.devices()[:2]) == (2, MAX_RUNS)
+    assert pack_size(Run(), 50, Layout(runs=5), jax.devices()[:2]) == (2, 4)
     assert pack_size(Run(), 5, Layout(), jax.devices()) == (5, 5)  # a CPU may leave three of eight alone
 
 

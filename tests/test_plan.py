@@ -145,7 +145,7 @@ def test_the_smallest_change_that_fits_is_found(tiny_pack):
 
         return plan._remedy("label", tiny_pack, Layout(), Layout(remat="dots"), "v5e:8x8", fits)
 
-    assert fits_with(lambda pack, *_: len(pack.runs) == 1) == "fits with 1 runs a pack (2.00 GiB)"
+    assert fits_with(lambda pack, *_: len(pack.runs) == 1) == "fits with --layout.runs 1 (2.00 GiB)"
     assert fits_with(lambda _, layout, __: layout.model == 8) == "fits with --layout.model 8 (2.00 GiB)"
     tried.clear()
     assert "v5e:16x16" in fits_with(lambda *args: args[2] == "v5e:16x16")

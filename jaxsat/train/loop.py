@@ -49,7 +49,7 @@ def train_pack(
     have diverged, it ends there.
 
     Raises Preempted after SIGTERM and KeyboardInterrupt after Ctrl-C, with everything saved; InputError where `out`
-    holds something else or is full.
+    holds something else or is full, and where the devices have too little memory.
     """
     train = pack.runs[0].train
     # By the memory of one device, the same for all hosts.
@@ -63,6 +63,7 @@ def train_pack(
     abstract = abstract_state(program, mesh, hyper)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_full_disk_named(out, abstract))
+        stack.enter_context(_full_memory_named(pack, mesh, program.remat))
         stop = stack.enter_context(_Stop())
         store = stack.enter_context(Store(out / "checkpoints" / pack.id, [run.id for run in pack.runs], writable=True))
         found = store.latest(abstract)
@@ -245,6 +246,22 @@ def _full_disk_named(out: epath.Path, abstract: Any) -> Iterator[None]:
         raise InputError(
             f"no space left in {out}: a checkpoint of this pack takes {mib:.1f} MiB; free some, and the same command "
             "continues from the last complete one"
+        ) from e
+
+
+@contextlib.contextmanager
+def _full_memory_named(pack: Pack, mesh: jax.sharding.Mesh, remat: str) -> Iterator[None]:
+    """What a device says that has no room, as InputError."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        m, shape = pack.model, " x ".join(str(n) for n in mesh.shape.values())
+        raise InputError(
+            f"{len(pack.runs)} runs of width {m.width} depth {m.depth} need more memory than a device has as {shape} "
+            f"(pack x data x model) with remat {remat}: try --layout.remat full, a larger --layout.data or "
+            "--layout.model, or smaller packs, --layout.runs, in a new --out"
         ) from e
 
 

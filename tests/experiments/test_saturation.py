@@ -145,8 +145,9 @@ def test_sweeps_are_of_what_they_say():
         for run in sweeps["main"]:
             ranks.setdefault((run.model.width, run.seed), set()).add(run.model.rank)
             assert 0.384 == pytest.approx(run.train.learning_rate * run.model.width)
-        assert all(max(of) == width and len(of) >= 3 for (width, _), of in ranks.items())
-        assert len({width for width, _ in ranks}) == 4 and len({seed for _, seed in ranks}) >= 2
+        assert all(max(of) == width for (width, _), of in ranks.items())
+        assert all(len(of) >= 3 for (width, seed), of in ranks.items() if seed == 0 or width <= sorted(ranks)[2][0])
+        assert len({width for width, _ in ranks}) == 4 and min(sum(w == d for w, _ in ranks) for d, _ in ranks) >= 2
         assert {run.train.steps for run in sweeps["budget"]} < set(range(sweeps["main"][0].train.steps))
         assert {run.model.width for run in sweeps["budget"]} == {width for width, _ in sorted(ranks)[:-1]} - {
             max(width for width, _ in ranks)
@@ -165,12 +166,12 @@ def test_the_docstring_counts_the_runs():
 def test_a_late_rise_of_the_small_alone_is_saturation(laptop):
     claim = S._saturation(laptop.plus("heldout_loss", late(0.1), narrow(laptop)))
     assert claim.verdict == "reproduced" and claim.command == ""
-    assert claim.measured.low > 1 and "4 of the 4" in claim.reason and "0 of the 10" in claim.reason
+    assert claim.measured.low > 1 and "4 of the 4" in claim.reason and "0 of the 6" in claim.reason
 
 
 def test_a_rise_of_every_width_is_not(laptop):
     claim = S._saturation(laptop.plus("heldout_loss", late(0.1)))
-    assert claim.verdict == "not reproduced" and "10 of the 10" in claim.reason
+    assert claim.verdict == "not reproduced" and "6 of the 6" in claim.reason
 
 
 def test_a_rise_within_seed_noise_is_none(laptop):
@@ -285,10 +286,10 @@ def test_no_gap_without_three_sizes(laptop, law):
 
 def test_one_inversion_of_one_series_is_enough(laptop):
     assert S._rank_costs(laptop).verdict == "reproduced"
-    assert "all 8 series" in S._rank_costs(laptop).reason
+    assert "all 6 series" in S._rank_costs(laptop).reason
     worse = (laptop.runs["model.head_rank"] == 4) & (laptop.runs["model.width"] == 16) & (laptop.runs["seed"] == 1)
     claim = S._rank_costs(laptop.plus("heldout_loss", lambda t: 0.5 + 0 * t, worse))
-    assert claim.verdict == "not reproduced" and "7 of 8 series" in claim.reason
+    assert claim.verdict == "not reproduced" and "5 of 6 series" in claim.reason
 
 
 def knee(at: dict[int, float], planted: Planted) -> Planted:

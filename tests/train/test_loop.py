@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import struct
@@ -19,7 +20,7 @@ from tensorboardX.proto.event_pb2 import Event
 from jaxsat.checkpoints import Store
 from jaxsat.config import InputError, checkpoint_steps, dumps, override
 from jaxsat.sweep import Pack
-from jaxsat.train import Preempted, read_metrics, train_pack
+from jaxsat.train import Preempted, loop, read_metrics, train_pack
 
 
 def metrics(out, run):
@@ -222,6 +223,20 @@ def test_a_full_disk_is_named_and_what_was_complete_stays(tiny_pack, tiny_corpus
         train_pack(tiny_pack, tiny_corpus, tmp_path)
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_devices_without_room_are_named(tiny_pack, tiny_corpus, tmp_path, monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError(f"{status}: out of memory allocating 12 bytes")
+
+    monkeypatch.setattr(loop, "train_step", full)
+    said = "3 runs of width 8 depth 1 need more memory than a device has as 3 x 1 x 1 (pack x data x model)"
+    status = "RESOURCE_EXHAUSTED"
+    with pytest.raises(InputError, match=re.escape(said)):
+        train_pack(tiny_pack, tiny_corpus, tmp_path)
+    status = "INTERNAL"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        train_pack(tiny_pack, tiny_corpus, tmp_path)
 
 
 def test_a_full_disk_under_the_metrics_is_named(tiny_pack, tiny_corpus, tmp_path):
