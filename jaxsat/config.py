@@ -120,8 +120,6 @@ class Run:
 class Layout:
     """How a pack lies over the devices. It changes no number, so it is no part of a run; what is None is chosen."""
 
-    runs: int | None = None
-    """Runs that one program trains, at most. Of a study that has begun it changes nothing."""
     pack: int | None = None
     """Devices over which the runs of a pack are spread. They do not talk to each other."""
     data: int | None = None
@@ -130,6 +128,8 @@ class Layout:
     """Devices over which attention heads, feed-forward layers and the vocabulary are split."""
     remat: Literal["none", "dots", "full"] | None = None
     """What the backward pass computes again to save memory: nothing, all but products with weights, every layer."""
+    runs: int | None = None
+    """Runs that one program trains, at most. Of a study that has begun it changes nothing."""
 
 
 def dumps(config: Any) -> str:
