@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+SCALES = ("log", "linear")
+
 
 @dataclass(frozen=True)
 class Constant:
@@ -22,6 +24,7 @@ class Constant:
     name: str
     starts: tuple[float, ...]
     positive: bool = True
+    like: str = ""  # constants that are alike start at the same values, and so do not multiply the grid
 
     def __post_init__(self):
         object.__setattr__(self, "starts", tuple(float(s) for s in self.starts))
@@ -29,7 +32,8 @@ class Constant:
 
 @dataclass(frozen=True)
 class Form:
-    """A law. `log_prediction(constants, inputs)`: {name: scalar} and {input: x_R} to the natural log of L, shape R."""
+    """A law. `log_prediction(constants, inputs)`: {name: scalar} and {input: x_R} to the natural log of L, shape R,
+    each row of its own inputs alone."""
 
     name: str
     formula: str  # for people
@@ -37,10 +41,15 @@ class Form:
     inputs: tuple[str, ...]
     constants: tuple[Constant, ...]
     log_prediction: Callable[[dict[str, Array], dict[str, Array]], Array]
+    output: str = "loss"  # what L is
+    scale: str = "log"  # what residuals are of, unless a fit is told otherwise: "log" or "linear"
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(c.name for c in self.constants)
+
+    def positive(self, name: str) -> bool:
+        return next(c.positive for c in self.constants if c.name == name)
 
 
 def _power(scale: Array, exponent: Array, x: Array) -> Array:

@@ -1,0 +1,157 @@
+"""What a fit minimises: the **sum** of Huber terms of residuals, of one table, in one compiled program.
+
+Hoffmann et al. (2022), appendix D.3; their mean of the terms stops quasi-Newton methods early. All of it is float64 on
+the host's CPU, whatever the process computes with elsewhere: TPUs have no float64, and float32 cannot tell an objective
+of 1e-3 from its neighbours.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxsat.config import InputError, unknown
+from jaxsat.laws.bfgs import Minima, minimise
+from jaxsat.laws.forms import SCALES, Form
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """The rows of a table as a form sees them. Theta: the free constants, positive ones as logarithms."""
+
+    form: Form
+    free: tuple[str, ...]  # constants that are fitted
+    hold: dict[str, float]
+    columns: dict[str, np.ndarray]  # input -> R
+    target_R: np.ndarray
+    delta: float
+    scale: str  # "log": residuals are of logarithms; "linear"
+
+    @property
+    def grid_SxP(self) -> np.ndarray:
+        """Every combination of the starts of the free constants. Constants alike start together."""
+        free = [c for c in self.form.constants if c.name in self.free]
+        alike = list(dict.fromkeys(c.like or c.name for c in free))
+        axes = {c.like or c.name: np.log(c.starts) if c.positive else c.starts for c in free}
+        points = np.array(list(itertools.product(*(axes[name] for name in alike))))
+        return points[:, [alike.index(c.like or c.name) for c in free]]
+
+    def constants(self, theta: np.ndarray) -> dict[str, np.ndarray]:
+        """{name: value} from the last axis of theta."""
+        return _constants(self.form, self.free, self.hold, theta)
+
+    def residuals_R(self, theta_P: np.ndarray) -> np.ndarray:
+        fitted_R = predictions(self.form, self.constants(theta_P[None]), self.columns)[0]
+        return np.log(self.target_R / fitted_R) if self.scale == "log" else self.target_R - fitted_R
+
+    def minima(self, weights_TxR: np.ndarray, size: int, x_KxP, free_KxP, which_K) -> Minima:
+        """Of problems that broadcast to K, each with row which_K of the weights: from x_KxP over the coordinates where
+        free_KxP. Padded to `size`: one compilation serves all problems of a fit."""
+        (n,) = np.broadcast_shapes(np.shape(x_KxP)[:-1], np.shape(which_K))
+        shapes = (n, len(self.free)), (n, len(self.free)), (n,)
+        whole = (np.broadcast_to(a, shape) for a, shape in zip((x_KxP, free_KxP, which_K), shapes))
+        padded = (np.resize(a, (size, *a.shape[1:])) for a in whole)
+        rows = self.columns, self.target_R, weights_TxR, self.delta
+        with jax.enable_x64(True), jax.default_device(_cpu()):
+            minima = _minimise(self.form, self.free, self.scale, self.hold, *rows, *padded, n)
+        return Minima(*(np.asarray(a)[:n] for a in minima))
+
+
+def objective(
+    form: Form,
+    inputs: Mapping[str, ArrayLike],
+    target: ArrayLike,
+    hold: Mapping[str, float] | None,
+    delta: float,
+    residuals: str | None,
+) -> Objective:
+    """Checked: see `fit` for the arguments and the errors."""
+    scale = residuals or form.scale
+    if scale not in SCALES:
+        raise unknown("residuals", scale, SCALES)
+    if not (math.isfinite(delta) and delta > 0):
+        raise InputError(f"delta = {delta}: must be a positive finite number")
+    hold = {name: float(value) for name, value in (hold or {}).items()}
+    free = _free(form, hold)
+    columns = checked(form, inputs)
+    target_R = _column(form.output, target, positive=scale == "log")
+    lengths = {name: len(column) for name, column in {**columns, form.output: target_R}.items()}
+    if len(set(lengths.values())) > 1:
+        raise InputError(f"columns have different lengths: {lengths}")
+    if len(target_R) < len(free) + 1:
+        many = f"{len(free)} constants ({', '.join(free)})"
+        raise InputError(f"{len(target_R)} rows for {many}: needs at least {len(free) + 1}")
+    return Objective(form, free, hold, columns, target_R, delta, scale)
+
+
+@partial(jax.jit, static_argnames=("form", "free", "scale"))
+def _minimise(
+    form, free, scale, hold, columns, target_R, weights_TxR, delta, x_KxP, free_KxP, which_K, n_problems
+) -> Minima:
+    def value(theta_P, t):
+        prediction_R = form.log_prediction(_constants(form, free, hold, theta_P), columns)
+        r = jnp.abs(jnp.log(target_R) - prediction_R if scale == "log" else target_R - jnp.exp(prediction_R))
+        return (weights_TxR[t] * jnp.where(r <= delta, r * r / 2, delta * (r - delta / 2))).sum()
+
+    tolerance = 1e-12 * len(target_R) * delta**2  # residuals a millionth of delta are no residuals
+    return minimise(value, x_KxP, free_KxP, which_K, n_problems, tolerance=tolerance)
+
+
+def predictions(form: Form, constants: dict[str, np.ndarray], columns: dict[str, np.ndarray]) -> np.ndarray:
+    """Constants {name: c_B}, columns {name: x_n} -> B x n."""
+    with jax.enable_x64(True), jax.default_device(_cpu()):
+        return np.exp(np.asarray(jax.vmap(form.log_prediction, in_axes=(0, None))(constants, columns)))
+
+
+def checked(form: Form, inputs: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
+    """The inputs of `form` as float64 vectors. Raises InputError: a name, a word, a value that is not positive."""
+    for name in inputs:
+        if name not in form.inputs:
+            raise unknown(f"input of {form.name}", name, form.inputs)
+    for name in form.inputs:
+        if name not in inputs:
+            raise InputError(f"{form.name} needs the input {name!r}: {form.formula}")
+    return {name: _column(name, values, positive=True) for name, values in inputs.items()}
+
+
+def _column(name: str, values: ArrayLike, positive: bool) -> np.ndarray:
+    try:
+        column_R = np.atleast_1d(np.asarray(values, np.float64)).reshape(-1)
+    except (TypeError, ValueError):
+        raise InputError(f"column {name!r} holds something that is not a number") from None
+    bad_R = ~(np.isfinite(column_R) & ((column_R > 0) | (not positive)))
+    if bad_R.any():
+        row, right = int(bad_R.argmax()), "a positive finite number" if positive else "a finite number"
+        raise InputError(f"column {name!r}, row {row}: {column_R[row]} must be {right}")
+    return column_R
+
+
+def _free(form: Form, hold: Mapping[str, float]) -> tuple[str, ...]:
+    for name, value in hold.items():
+        if name not in form.names:
+            raise unknown(f"constant of {form.name} in hold", name, form.names)
+        if not math.isfinite(value) or (value < 0 and form.positive(name)):
+            right = "a finite number, at least 0" if form.positive(name) else "a finite number"
+            raise InputError(f"hold {name} = {value:g}: must be {right}")
+    free = tuple(name for name in form.names if name not in hold)
+    if not free:
+        raise InputError(f"hold names every constant of {form.name}: leave at least one to fit")
+    return free
+
+
+def _constants(form: Form, free: tuple[str, ...], hold: Mapping[str, Any], theta: Any) -> dict[str, Any]:
+    xp = jnp if isinstance(theta, jax.Array) else np
+    values = {name: theta[..., i] for i, name in enumerate(free)}
+    values = {name: xp.exp(v) if form.positive(name) else v for name, v in values.items()}
+    return {name: values[name] if name in values else xp.full(theta.shape[:-1], hold[name]) for name in form.names}
+
+
+def _cpu() -> jax.Device:
+    return jax.local_devices(backend="cpu")[0]
