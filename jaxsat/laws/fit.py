@@ -141,7 +141,9 @@ def fit(
     o = objective(form, inputs, loss, hold, delta, residuals)
     rows, n_free = len(o.target_R), len(o.free)
     weights_R = _weights(weights, rows)
-    least = math.ceil(round(2 / (1 - level), 6)) if 0 < level < 1 else math.inf
+    if not 0 < level < 1:
+        raise InputError(f"level = {level}: must be between 0 and 1, such as 0.9")
+    least = math.ceil(round(2 / (1 - level), 6))
     if bootstrap < least:
         raise InputError(f"bootstrap = {bootstrap}: an interval of level {level} needs at least {least}")
     rng = np.random.default_rng(seed)
