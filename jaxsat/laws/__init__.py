@@ -1,5 +1,6 @@
 """Scaling laws from any table of losses: forms, robust fits with honest intervals, and the gaps of small models."""
 
+from jaxsat.laws.choice import Choice, HeldOut, choose, held_out
 from jaxsat.laws.fit import Fit, Interval, fit
 from jaxsat.laws.forms import (
     FORMS,
@@ -15,25 +16,34 @@ from jaxsat.laws.forms import (
     power_law,
     power_law_floor,
 )
+from jaxsat.laws.frontier import IsoFlop, allocate, isoflop, optimum
 from jaxsat.laws.gaps import HOFFMANN, Gaps, gaps
 
 __all__ = [
     "FORMS",
     "HOFFMANN",
+    "Choice",
     "Constant",
     "Fit",
     "Form",
     "Gaps",
+    "HeldOut",
     "Interval",
+    "IsoFlop",
     "accuracy_linear",
     "accuracy_sigmoid",
+    "allocate",
     "broken_power_law",
     "by_family",
     "chinchilla",
+    "choose",
     "data_constrained",
     "fit",
     "gaps",
+    "held_out",
+    "isoflop",
     "kaplan",
+    "optimum",
     "power_law",
     "power_law_floor",
 ]

@@ -140,7 +140,7 @@ def fit(
     """
     o = objective(form, inputs, loss, hold, delta, residuals)
     rows, n_free = len(o.target_R), len(o.free)
-    weights_R = _weights(weights, rows)
+    weights_R = row_weights(weights, rows)
     if not 0 < level < 1:
         raise InputError(f"level = {level}: must be between 0 and 1, such as 0.9")
     least = math.ceil(round(2 / (1 - level), 6))
@@ -148,18 +148,14 @@ def fit(
         raise InputError(f"bootstrap = {bootstrap}: an interval of level {level} needs at least {least}")
     rng = np.random.default_rng(seed)
     resamples_BxR, units = _resamples(rng, rows, groups, bootstrap)
-    quantiles = _quantiles(level, units, n_free if groups is None else 1)
+    quantiles = expanded_quantiles(level, units, n_free if groups is None else 1)
     grid_SxP = o.grid_SxP
     size = max(len(grid_SxP), bootstrap + 1, n_free * _RUNGS * _STARTS)
-    solve = partial(o.minima, weights_R * np.vstack([np.ones(rows), resamples_BxR]), size)
-    every_P = np.ones(n_free, bool)
-    coarse = solve(grid_SxP, every_P, 0)
-    fine = solve(coarse.x_KxP[coarse.f_K.argmin()], every_P, np.arange(bootstrap + 1))
+    weights_TxR = weights_R * np.vstack([np.ones(rows), resamples_BxR])
+    solve = partial(o.minima, weights_TxR, size)
+    fine = o.minima_from_grid(weights_TxR, size)
     theta_TxP, best_P, least = fine.x_KxP, fine.x_KxP[0], float(fine.f_K[0])
-    if not math.isfinite(least):
-        raise InputError(f"{form.name} has no finite value on these rows from any of its starts: {form.formula}")
-
-    best, residuals_R = o.constants(best_P), o.residuals_R(best_P)
+    best, residuals_R = o.constants(best_P), o.residuals(best_P[None])[0]
     rejects = partial(_rejected, residuals_R=residuals_R, delta=delta, n_free=n_free, level=level, weights_R=weights_R)
     edges_2xP, admitted_MxP = _profile(solve, lambda f: ~rejects(f - least), best_P, grid_SxP, rng)
     ends_2xP = np.quantile(theta_TxP[1:], quantiles, axis=0)
@@ -240,7 +236,7 @@ def _rejected(
     return 2 * rise * slope / spread > stats.f.ppf(level, 1, freedom)
 
 
-def _weights(weights: ArrayLike | None, rows: int) -> np.ndarray:
+def row_weights(weights: ArrayLike | None, rows: int) -> np.ndarray:
     weights_R = np.ones(rows) if weights is None else np.asarray(weights, np.float64)
     if weights_R.shape != (rows,):
         raise InputError(f"weights of shape {weights_R.shape} for {rows} rows")
@@ -262,7 +258,7 @@ def _resamples(rng: np.random.Generator, rows: int, groups: ArrayLike | None, bo
     return count_BxG[:, group_R].astype(float), len(labels)
 
 
-def _quantiles(level: float, units: int, fitted: int) -> tuple[float, float]:
+def expanded_quantiles(level: float, units: int, fitted: int) -> tuple[float, float]:
     """Of the expanded percentile interval (Hesterberg 2015): resamples of few units vary too little.
     The estimate has `units` - `fitted` degrees of freedom."""
     freedom = units - fitted

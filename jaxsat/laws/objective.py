@@ -47,9 +47,23 @@ class Objective:
         """{name: value} from the last axis of theta."""
         return _constants(self.form, self.free, self.hold, theta)
 
-    def residuals_R(self, theta_P: np.ndarray) -> np.ndarray:
-        fitted_R = predictions(self.form, self.constants(theta_P[None]), self.columns)[0]
-        return np.log(self.target_R / fitted_R) if self.scale == "log" else self.target_R - fitted_R
+    def residuals(self, theta_TxP: np.ndarray) -> np.ndarray:
+        """T x R."""
+        fitted_TxR = predictions(self.form, self.constants(theta_TxP), self.columns)
+        return np.log(self.target_R / fitted_TxR) if self.scale == "log" else self.target_R - fitted_TxR
+
+    def minima_from_grid(self, weights_TxR: np.ndarray, size: int = 0) -> Minima:
+        """T minima: with the first weights from every point of the grid, then with all weights from the best of these.
+
+        Raises InputError: no start has a finite value.
+        """
+        grid_SxP, every_P = self.grid_SxP, np.ones(len(self.free), bool)
+        size = max(size, len(grid_SxP), len(weights_TxR))
+        coarse = self.minima(weights_TxR, size, grid_SxP, every_P, 0)
+        if not np.isfinite(coarse.f_K).any():
+            why = "has no finite value on these rows from any of its starts"
+            raise InputError(f"{self.form.name} {why}: {self.form.formula}")
+        return self.minima(weights_TxR, size, coarse.x_KxP[coarse.f_K.argmin()], every_P, np.arange(len(weights_TxR)))
 
     def minima(self, weights_TxR: np.ndarray, size: int, x_KxP, free_KxP, which_K) -> Minima:
         """Of problems that broadcast to K, each with row which_K of the weights: from x_KxP over the coordinates where
