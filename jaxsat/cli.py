@@ -17,6 +17,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from jaxsat.config import InputError, Layout, Preempted
+from jaxsat.fit_options import Options as TableOptions
+from jaxsat.fit_options import is_table
 
 # Read when NumPy and SciPy load, which is after this. Devices of one CPU that are in OpenBLAS at once, for QR and SVD,
 # fight for its threads: measuring 6 runs of width 64 took 37 s of two cores' time instead of 27.
@@ -68,7 +70,12 @@ class Measure(Compute):
 
 @dataclass(frozen=True)
 class Fit(Where):
-    """Fit the experiment's scaling laws to the measurements and print their constants with intervals."""
+    """Fit scaling laws and print their constants with intervals: those of an experiment to its measurements, or one
+    form to any TABLE (.csv, .csv.gz, .parquet or .jsonl)."""
+
+    name: Annotated[Positional[str], tyro.conf.arg(metavar="NAME|FILE|TABLE")]
+    """An experiment that comes with jaxsat, the path of your own Python file, or that of a table."""
+    table: Annotated[TableOptions, tyro.conf.arg(name="")] = TableOptions()
 
 
 @dataclass(frozen=True)
@@ -173,9 +180,15 @@ def run(command: Command) -> int:
             return 0
         case Plan():
             return _plan(command, console)
+        case Fit(name, scale, out) if is_table(name):
+            if (scale, out) != ("laptop", None):
+                raise InputError("--scale and --out are of an experiment, not of a table")
+            return _fit_table(command, console)
     from jaxsat import parallel
     from jaxsat.study import Study
 
+    if isinstance(command, Fit) and command.table != TableOptions():
+        raise InputError(f"{command.name} is no table (.csv, .csv.gz, .parquet, .jsonl): only --scale and --out apply")
     layout = command.layout if isinstance(command, Compute) else Layout()
     parallel.start(layout)
     share = _share(command.share) if isinstance(command, Compute) else (1, 1)
@@ -218,6 +231,18 @@ def _plan(command: Plan, console: Console) -> int:
         for line in plan.summary(found):
             console.print(line, highlight=False)
     return int(any(shape.problem for shape in found.shapes))
+
+
+def _fit_table(command: Fit, console: Console) -> int:
+    from jaxsat import fit_table
+
+    found = fit_table.fit_table(command.name, command.table)
+    if command.table.json:
+        print(json.dumps(found.document(), allow_nan=False))
+        return 0
+    for said in fit_table.summary(found):
+        console.print(said if isinstance(said, str) else _frame(said), highlight=False, markup=False)
+    return 0
 
 
 def _share(text: str | None) -> tuple[int, int]:

@@ -8,17 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from jaxsat.config import InputError, unknown
+from jaxsat.config import InputError
 
-SUFFIXES = (".csv", ".csv.gz", ".parquet", ".jsonl", ".jsonl.gz")
 _COMPARE = {"<=": operator.le, ">=": operator.ge, "==": operator.eq, "!=": operator.ne, "<": operator.lt,
             ">": operator.gt}  # fmt: skip
 
 
 def read(path: str) -> pd.DataFrame:
-    """The table in a file. Raises InputError: no such file, another format, no rows, or not what its name says."""
-    if not path.endswith(SUFFIXES):
-        raise InputError(f"{path}: a table is one of {', '.join(SUFFIXES)}")
+    """The table in a file. CSV unless its name ends in .parquet or .jsonl (or .jsonl.gz). Raises InputError:
+    no such file, no rows, or not what its name says."""
     if not Path(path).is_file():
         raise InputError(f"no file {path}")
     try:
@@ -54,7 +52,7 @@ def numbers(table: pd.DataFrame, name: str, positive: bool = True) -> np.ndarray
     return values_R
 
 
-def where(table: pd.DataFrame, rules: Sequence[str]) -> tuple[pd.DataFrame, dict[str, int]]:
+def where(table: pd.DataFrame, rules: Sequence[str], flag: str = "--where") -> tuple[pd.DataFrame, dict[str, int]]:
     """The rows that satisfy every rule, such as "loss < 5" or "sweep == long", and how many each rule left out.
 
     A rule is COLUMN OPERATOR VALUE, with the operators <, <=, >, >=, == and !=; one that compares with a number leaves
@@ -64,7 +62,7 @@ def where(table: pd.DataFrame, rules: Sequence[str]) -> tuple[pd.DataFrame, dict
     for rule in rules:
         parts = re.fullmatch(r"\s*(.+?)\s*(<=|>=|==|!=|<|>)\s*(.+?)\s*", rule)
         if not parts:
-            raise InputError(f"--where {rule!r}: must be COLUMN OPERATOR VALUE, such as 'loss < 5'")
+            raise InputError(f"{flag} {rule!r}: must be COLUMN OPERATOR VALUE, such as 'loss < 5'")
         name, sign, value = parts.groups()
         compare, values = _COMPARE[sign], column(table, name)
         try:
@@ -72,23 +70,12 @@ def where(table: pd.DataFrame, rules: Sequence[str]) -> tuple[pd.DataFrame, dict
             keep = compare(values, value) & values.notna()
         except ValueError:
             if sign not in ("==", "!="):
-                raise InputError(f"--where {rule!r}: {value!r} is not a number") from None
+                raise InputError(f"{flag} {rule!r}: {value!r} is not a number") from None
             keep = compare(values.astype(str), value)
         left_out[rule], table = int((~keep).sum()), table[keep]
         if table.empty:
-            raise InputError(f"--where {rule!r} leaves no rows")
+            raise InputError(f"{flag} {rule!r} leaves no rows")
     return table, left_out
-
-
-def pairs(text: str, known: Sequence[str], flag: str) -> dict[str, str]:
-    """ "N=1e9,D=2e10" -> {"N": "1e9", "D": "2e10"}. Raises InputError: another shape, an unknown name."""
-    found = dict(part.partition("=")[::2] for part in text.split(","))
-    for name, value in found.items():
-        if not name or not value:
-            raise InputError(f"{flag} {text}: must be NAME=VALUE,..., such as {known[0]}=1")
-        if name not in known:
-            raise unknown(f"name in {flag} {text}:", name, known)
-    return found
 
 
 def number(text: str, flag: str) -> float:

@@ -150,6 +150,44 @@ def law(
 
 
 @styled
+def fitted(fit: "Fit", rows: pd.DataFrame) -> Figure:
+    """A law and the rows it was fitted to (its inputs, loss, predicted, low, high), and below them the residuals.
+
+    Against the input of a law of one input, with the interval of the curve as a band. A law of several has no curve:
+    losses are then against those predicted, with the interval of the law at each row as a bar.
+    """
+    figure = Figure(figsize=(WIDTH, 5.4))
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    one, output = len(fit.form.inputs) == 1, fit.form.output
+    of = (lambda y, best: 100 * (y / best - 1)) if fit.scale == "log" else (lambda y, best: y - best)
+    x, label = (rows[fit.form.inputs[0]], fit.form.inputs[0]) if one else (rows["predicted"], f"{output} by the law")
+    panels = (top, lambda y, best: y), (bottom, of)
+    for ax, shown in panels:
+        ax.plot(x, shown(rows[output], rows["predicted"]), "o", color=PAIR[0], markersize=4, alpha=0.7, label="rows")
+        view = ax.get_ylim()
+        if one:
+            log = x.max() > 10 * x.min()
+            line = (np.geomspace if log else np.linspace)(x.min(), x.max(), 64)
+            best, low, high = fit.predict(**{fit.form.inputs[0]: line})
+            band = {"color": PAIR[1], "alpha": 0.25, "linewidth": 0, "label": "interval of the law"}
+            ax.fill_between(line, shown(low, best), shown(high, best), **band)
+            ax.set_xscale("log" if log else "linear")
+        else:
+            line = best = np.array([x.min(), x.max()])
+            bars = (shown(rows[end], rows["predicted"]) for end in ("low", "high"))
+            ax.vlines(x, *bars, color=PAIR[1], alpha=0.35, linewidth=2, label="interval of the law")
+        ax.plot(line, shown(best, best), color=PAIR[1], linewidth=1.4, label="law")
+        ax.set_ylim(view)  # an unbounded interval must not set the view
+    if one and log:
+        _log_ticks(bottom)
+    top.legend()
+    top.set(ylabel=output, title=f"{fit.form.name}: {len(rows)} rows")
+    bottom.set(xlabel=label, ylabel="residual (%)" if fit.scale == "log" else "residual")
+    figure.align_ylabels([top, bottom])
+    return figure
+
+
+@styled
 def head_spectra(measurements: pd.DataFrame, runs: pd.DataFrame) -> Figure | None:
     """Singular values of the head over the largest, sigma_i / sigma_1 against i, along training: paler is earlier.
 

@@ -105,7 +105,7 @@ def svg(figure: matplotlib.figure.Figure, name: str, label: str) -> str:
                 gid = f"line{len(values)}"
                 line.set_gid(gid)
                 values[gid] = (line.get_label(), *line.get_xydata().T)
-        text = _render(figure, "svg").decode()
+        text = render(figure, "svg").decode()
     text = re.sub(r"^.*?(?=<svg )|\s*<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
     box = re.search(r'viewBox="[^"]*"', text)[0]
     text = f'<svg {box} role="img" aria-label="{escape(label)}">' + text.partition(">")[2]
@@ -128,7 +128,7 @@ def _files(title, intro, sections, claims, provenance) -> dict[str, bytes]:
         drawings[figure.name] = svg(figure.figure, figure.name, figure.caption)
         with matplotlib.rc_context(STYLE):
             for kind in ("pdf", "png"):
-                files[f"figures/{figure.name}.{kind}"] = _render(figure.figure, kind)
+                files[f"figures/{figure.name}.{kind}"] = render(figure.figure, kind)
         if figure.data is not None:
             files[f"figures/{figure.name}.csv"] = _csv(figure.data)
     for table in (table for section in sections for table in section.tables):
@@ -191,7 +191,7 @@ def _check_names(sections: Sequence[Section]) -> None:
             raise InputError(f"figure or table {name!r}: names must be unique, and a-z, 0-9, - and _ only")
 
 
-def _render(figure: matplotlib.figure.Figure, kind: str) -> bytes:
+def render(figure: matplotlib.figure.Figure, kind: str) -> bytes:
     """Bytes without a date; on white, except for SVG, which takes the page's background."""
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     buffer = io.BytesIO()

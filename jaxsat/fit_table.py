@@ -1,0 +1,229 @@
+"""`jaxsat fit TABLE`: a law fitted to the rows of a file, and what is said of it."""
+
+import math
+import runpy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from jaxsat.config import InputError, unknown
+from jaxsat.fit_options import Options
+
+if TYPE_CHECKING:
+    from jaxsat.laws import Choice, Fit, Form, HeldOut
+
+
+_SHOWN = 20  # rows held out
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    law: "Fit"
+    rows: pd.DataFrame  # a row that was fitted a row: its inputs, what was fitted, predicted, low, high
+    left_out: dict[str, int]  # rule -> rows
+    predictions: list[dict[str, Any]]  # a point a dict: its inputs, value, low, high
+    held_out: "HeldOut | None"
+    choice: "Choice | None"
+
+    def document(self) -> dict[str, Any]:
+        """`Fit.document`, and `held_out` and `choice` where they were asked for."""
+        document = self.law.document() | {"predictions": self.predictions}
+        if self.held_out:
+            rows, error, coverage = len(self.held_out.rows), self.held_out.error_percent, self.held_out.coverage
+            document["held_out"] = {"rows": rows, "error_percent": error, "coverage": coverage}
+        if self.choice:
+            document["choice"] = {"winner": self.choice.winner, "forms": self.choice.table.to_dict("records")}
+        return document
+
+
+def fit_table(path: str, options: Options) -> Found:
+    """Reads, fits, predicts and draws. Raises InputError: whatever is wrong with the table, its columns or the options.
+
+    Everything is checked before anything is fitted.
+    """
+    _start()
+    from jaxsat import laws
+    from jaxsat.laws import tables
+
+    if options.figure:
+        _check_figure(Path(options.figure))
+    table, left_out = tables.where(tables.read(path), options.where)
+    form, rivals, families = _form(options.form), [_form(name) for name in options.compare], []
+    if (options.family is None) != (not options.own):
+        raise InputError("--family and --own go together, such as --family suite --own E")
+    if options.family is not None:
+        if rivals:
+            raise InputError("--compare takes forms without families: leave out --family")
+        families = sorted(tables.column(table, options.family).astype(str).unique())
+        form = laws.by_family(form, families, options.own)
+    inputs, target = _columns(form, table, options, families)
+    rivals_inputs = [_columns(rival, table, options, [])[0] for rival in rivals]
+    if any(rival.output != form.output for rival in rivals):
+        raise InputError(f"--compare takes forms of the {form.output}, as {form.name} is")
+    hold = {name: tables.number(value, "--hold") for name, value in _pairs(options.hold, form.names, "--hold").items()}
+    shared = {"hold": hold, "delta": options.delta, "residuals": options.residuals, "seed": options.seed}
+    if options.weight is not None:
+        shared["weights"] = tables.numbers(table, options.weight)
+    if options.group is not None:
+        shared["groups"] = tables.column(table, options.group).astype(str).to_numpy()
+    points = [_point(form, text, families) for text in options.predict]
+    held_R = None if options.held_out is None else _held(table, options.held_out)
+
+    resampled = {"bootstrap": options.bootstrap, "level": options.level}
+    law = laws.fit(form, inputs, target, **shared, **resampled)
+    predictions = law.document(points)["predictions"]
+    for prediction in predictions if families else ():
+        prediction["family"] = families[int(prediction["family"]) - 1]
+    held = None if held_R is None else laws.held_out(form, inputs, target, held_R, **shared, **resampled)
+    every = {name: x_R for each in (inputs, *rivals_inputs) for name, x_R in each.items()}
+    choice = laws.choose([form, *rivals], every, target, **shared) if rivals else None
+    predicted, low, high = law.predict(**inputs)
+    rows = pd.DataFrame(inputs | {form.output: target, "predicted": predicted, "low": low, "high": high})
+    if options.figure:
+        _draw(law, rows, Path(options.figure))
+    return Found(law, rows, left_out, predictions, held, choice)
+
+
+def _start() -> None:
+    """The accelerator is left alone, and compiled programs are kept on disk."""
+    import jax
+
+    from jaxsat.corpus import cache_dir
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _form(name: str) -> "Form":
+    from jaxsat.laws import FORMS, Form
+
+    file, colon, variable = name.rpartition(":")
+    if not colon:
+        if name not in FORMS:
+            raise unknown("form", name, FORMS)
+        return FORMS[name]
+    if not Path(file).is_file():
+        raise InputError(f"--form {name}: no file {file}")
+    try:
+        form = runpy.run_path(file).get(variable)
+    except SyntaxError as e:
+        raise InputError(f"{e.filename}, line {e.lineno}: {e.msg}") from None
+    if not isinstance(form, Form):
+        raise InputError(f"--form {name}: {file} has no jaxsat.laws.Form named {variable!r}")
+    return form
+
+
+def _columns(
+    form: "Form", table: pd.DataFrame, options: Options, families: Sequence[str]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The inputs of the form, and what it is fitted to, out of the columns that the options name."""
+    from jaxsat.laws import tables
+
+    names = {"N": options.n, "D": options.d, "U": options.u, "x": options.x}
+    names |= {"loss": options.loss, "accuracy": options.accuracy}
+    inputs = {}
+    for name in form.inputs:
+        if name == "family" and families:
+            inputs[name] = 1.0 + np.searchsorted(families, table[options.family].astype(str))
+        elif name == "D" and options.flops is not None:
+            inputs[name] = tables.numbers(table, options.flops) / (6 * tables.numbers(table, options.n))
+        else:
+            inputs[name] = tables.numbers(table, names.get(name, name))
+    positive = (options.residuals or form.scale) == "log"
+    return inputs, tables.numbers(table, names.get(form.output, form.output), positive)
+
+
+def _pairs(texts: Sequence[str], known: Sequence[str], flag: str) -> dict[str, str]:
+    """NAME=VALUE texts, or several in one with commas between, as a dict."""
+    found = {}
+    for name, _, value in (part.partition("=") for text in texts for part in text.split(",")):
+        if not name or not value:
+            raise InputError(f"{flag} {name}: must be NAME=VALUE, such as {flag} {known[0]}=1")
+        if name not in known:
+            raise unknown(f"name in {flag},", name, known)
+        found[name] = value
+    return found
+
+
+def _point(form: "Form", text: str, families: Sequence[str]) -> dict[str, float]:
+    from jaxsat.laws import tables
+
+    texts = _pairs([text], form.inputs, "--predict")
+    missing = [name for name in form.inputs if name not in texts]
+    if missing:
+        raise InputError(f"--predict {text}: {form.name} needs {missing[0]} too")
+    if families:
+        if texts["family"] not in families:
+            raise unknown("family", texts["family"], families)
+        texts["family"] = str(1 + families.index(texts["family"]))
+    point = {name: tables.number(value, "--predict") for name, value in texts.items()}
+    if not all(0 < value < math.inf for value in point.values()):
+        raise InputError(f"--predict {text}: must be positive finite numbers")
+    return point
+
+
+def _held(table: pd.DataFrame, rule: str) -> np.ndarray:
+    """Of each row, whether it has the largest value of a column, or satisfies a rule."""
+    from jaxsat.laws import tables
+
+    if rule in table:
+        values_R = tables.numbers(table, rule)
+        return values_R == values_R.max()
+    if not any(sign in rule for sign in "<>="):
+        tables.column(table, rule)
+    return table.index.isin(tables.where(table, [rule], "--held-out")[0].index)
+
+
+def _check_figure(path: Path) -> None:
+    if path.suffix not in (".svg", ".png", ".pdf"):
+        raise InputError(f"--figure {path}: must end in .svg, .png or .pdf")
+    if path.exists():
+        raise InputError(f"--figure {path}: exists; choose another name, or remove it")
+    if not path.parent.is_dir():
+        raise InputError(f"--figure {path}: no directory {path.parent}")
+
+
+def _draw(law: "Fit", rows: pd.DataFrame, path: Path) -> None:
+    from jaxsat.report import figures, page
+
+    path.write_bytes(page.render(figures.fitted(law, rows), path.suffix[1:]))
+
+
+def summary(found: Found) -> list[str | pd.DataFrame]:
+    """What is said of a fit, in order: lines, and tables."""
+    from jaxsat.report import tables
+
+    law, free = found.law, [name for name, c in found.law.constants.items() if c.low < c.high]
+    error = 100 * np.sqrt(np.mean((found.rows[law.form.output] / found.rows["predicted"] - 1) ** 2))
+    said: list[str | pd.DataFrame] = [f"{law.form.formula}; {law.form.source}"]
+    said += [f"left out: {rows} rows, which are not {rule!r}" for rule, rows in found.left_out.items()]
+    said.append(tables.constants({"": law})[["constant", "value", "low", "high", "status"]])
+    for name in law.unidentified:
+        low, high = law.constants[name][1:]
+        bounded = low > 0 and high < math.inf if law.form.positive(name) else math.isfinite(high - low)
+        what = "its interval spans a factor above 100" if bounded else "its interval is unbounded"
+        said.append(f"these rows do not identify {name}: {what}, from {low:.4g} to {high:.4g}")
+    said.append("converged" if law.converged else "NOT CONVERGED: the constants may not be the optimum")
+    said.append(
+        f"{law.rows} rows, {len(free)} constants fitted; objective {law.objective:.6g}, the sum of Huber terms of "
+        f"{law.scale} residuals; root mean square error {error:.3g} %"
+    )
+    if found.predictions:
+        said += ["predictions, with the interval of the law:", pd.DataFrame(found.predictions)]
+    if found.held_out:
+        held, of = found.held_out, len(found.held_out.rows)
+        said += [
+            f"{of} rows held out: root mean square error {held.error_percent:.3g} %, {int(held.rows['inside'].sum())} "
+            f"of {of} in the interval of a new {law.form.output}" + (f"; the first {_SHOWN}:" if of > _SHOWN else ":"),
+            held.rows[:_SHOWN],
+        ]
+    if found.choice:
+        winner = found.choice.winner
+        said += ["choice, by AICc (above the least) and the error of 10-fold cross-validation:", found.choice.table]
+        said.append(f"these rows prefer {winner}" if winner else "these rows cannot tell the forms apart")
+    return said
