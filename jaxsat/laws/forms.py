@@ -169,11 +169,11 @@ broken_power_law = Form(
 
 accuracy_linear = Form(
     "accuracy_linear",
-    "accuracy(L) = a - b L",
+    "accuracy(L) = max(a - b L, 0)",
     "Cuervo & Marxer (2024), arXiv:2404.00685: linear in the loss before it saturates",
     ("loss",),
     (Constant("a", (1.0, 2.0)), Constant("b", (0.01, 0.1, 0.3))),
-    lambda c, x: jnp.log(c["a"] - c["b"] * x["loss"]),
+    lambda c, x: jnp.log(jnp.maximum(c["a"] - c["b"] * x["loss"], 1e-12)),
     output="accuracy",
     scale="linear",
 )

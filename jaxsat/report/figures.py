@@ -164,20 +164,22 @@ def fitted(fit: "Fit", rows: pd.DataFrame) -> Figure:
     panels = (top, lambda y, best: y), (bottom, of)
     for ax, shown in panels:
         ax.plot(x, shown(rows[output], rows["predicted"]), "o", color=PAIR[0], markersize=4, alpha=0.7, label="rows")
-        view = ax.get_ylim()
         if one:
             log = x.max() > 10 * x.min()
             line = (np.geomspace if log else np.linspace)(x.min(), x.max(), 64)
-            best, low, high = fit.predict(**{fit.form.inputs[0]: line})
-            band = {"color": PAIR[1], "alpha": 0.25, "linewidth": 0, "label": "interval of the law"}
-            ax.fill_between(line, shown(low, best), shown(high, best), **band)
+            best, *band = fit.predict(**{fit.form.inputs[0]: line})
             ax.set_xscale("log" if log else "linear")
         else:
             line = best = np.array([x.min(), x.max()])
-            bars = (shown(rows[end], rows["predicted"]) for end in ("low", "high"))
-            ax.vlines(x, *bars, color=PAIR[1], alpha=0.35, linewidth=2, label="interval of the law")
         ax.plot(line, shown(best, best), color=PAIR[1], linewidth=1.4, label="law")
-        ax.set_ylim(view)  # an unbounded interval must not set the view
+        view = ax.get_ylim()  # of rows and law: an unbounded interval must not set it
+        style = {"color": PAIR[1], "alpha": 0.25, "zorder": 1, "label": "interval of the law"}
+        if one:
+            ax.fill_between(line, *(shown(end, best) for end in band), linewidth=0, **style)
+        else:
+            bars = (shown(rows[end], rows["predicted"]) for end in ("low", "high"))
+            ax.vlines(x, *bars, linewidth=2 if len(rows) < 300 else 0.5, **style)
+        ax.set_ylim(view)
     if one and log:
         _log_ticks(bottom)
     top.legend()
