@@ -17,6 +17,7 @@ class Minima(NamedTuple):
     x_KxP: Array
     f_K: Array
     converged_K: Array  # bool
+    h_KxPxP: Array  # estimates of the inverse Hessian
 
 
 class _Lane(NamedTuple):
@@ -43,6 +44,8 @@ def minimise(
     which_K: Array,
     n_problems: Array,
     *,
+    h_PxP: Array,
+    precision: Array | float = 1e-10,
     tolerance: Array | float,
     lanes: int = 256,
     max_turns: int = 2000,
@@ -51,18 +54,18 @@ def minimise(
 
     BFGS that keeps its whole estimate of the inverse Hessian (P is a handful: smaller than the history of L-BFGS), with
     the weak Wolfe line search by bisection of Lewis & Overton (2013), which suits Huber terms, near-absolute values.
-    Converged: the next step promises a decrease g'Hg/2 below 1e-10 f + tolerance, or rounding ends the line search with
-    a promise below 1e-6 f + tolerance. Otherwise a problem stops, unconverged, after `max_turns` evaluations.
-    `n_problems` is a number in the program, not its shape, so that one program serves several sets of problems.
+    The estimate begins as `h_PxP`, less where the first step would be longer than 1. Converged: the next step promises
+    a decrease g'Hg/2 below precision f + tolerance, or rounding ends the line search with a promise below 1e-6 f +
+    tolerance. Otherwise a problem stops, unconverged, after `max_turns` evaluations. `n_problems` and `precision` are
+    numbers in the program, not its shape, so that one program serves several sets of problems.
     """
     size, n_coords = x_KxP.shape
-    eye = jnp.eye(n_coords)
     value_and_grad = jax.value_and_grad(value)
 
     def start(problem: Array) -> _Lane:
         zero, zeros, none_left = jnp.zeros(()), jnp.zeros(n_coords), problem >= n_problems
         x = x_KxP[jnp.minimum(problem, size - 1)]
-        return _Lane(problem, x, zero, zeros, eye, zeros, zero, zero, zero, jnp.zeros((), int), ~none_left, none_left)
+        return _Lane(problem, x, zero, zeros, h_PxP, zeros, zero, zero, zero, jnp.zeros((), int), ~none_left, none_left)
 
     def turn(lane: _Lane) -> _Lane:
         k = jnp.minimum(lane.problem, size - 1)
@@ -79,7 +82,7 @@ def minimise(
         u, hy = s / jnp.where(curved, s @ y, 1.0), lane.h_PxP @ y
         rank_two = jnp.outer(s + (y @ hy) * u, u) - jnp.outer(hy, u) - jnp.outer(u, hy)
         h = lane.h_PxP + jnp.where(curved, rank_two, 0.0)
-        h = jnp.where(first, eye * jnp.minimum(1.0, 1 / jnp.linalg.norm(g)), h)
+        h = jnp.where(first, h_PxP * jnp.minimum(1.0, 1 / jnp.linalg.norm(h_PxP @ g)), h)
         moved = (x, f, g, h, -h @ g)
         x, f_now, g, h, p = (jnp.where(accept, a, b) for a, b in zip(moved, lane[1:6]))
 
@@ -88,7 +91,7 @@ def minimise(
         step, low, high = (jnp.where(accept, a, b) for a, b in zip((1.0, 0.0, jnp.inf), (narrower, low, high)))
         rounding = ~accept & (step * jnp.abs(p) <= 1e-15 * (1 + jnp.abs(x))).all()
         promise = -(g @ p) / 2
-        converged = (promise <= tolerance + f_now * 1e-10) | rounding & (promise <= tolerance + f_now * 1e-6)
+        converged = (promise <= tolerance + f_now * precision) | rounding & (promise <= tolerance + f_now * 1e-6)
         ended = converged | rounding | (lane.turns >= max_turns) | first & jnp.isinf(f)
         return _Lane(lane.problem, x, f_now, g, h, p, step, low, high, lane.turns + 1, converged, lane.done | ended)
 
@@ -97,12 +100,13 @@ def minimise(
         lanes_W = jax.vmap(turn)(lanes_W)
         ended_W = lanes_W.done & (lanes_W.problem < n_problems)
         to_W = jnp.where(ended_W, lanes_W.problem, size)
-        found = Minima(lanes_W.x_P, lanes_W.f, lanes_W.converged)
+        found = Minima(lanes_W.x_P, lanes_W.f, lanes_W.converged, lanes_W.h_PxP)
         minima = jax.tree.map(lambda all_, new: all_.at[to_W].set(new, mode="drop"), minima, found)
         fresh_W = jax.vmap(start)(upcoming + jnp.cumsum(ended_W) - 1)
         refill = jax.vmap(lambda ended, new, old: jax.tree.map(lambda a, b: jnp.where(ended, a, b), new, old))
         return refill(ended_W, fresh_W, lanes_W), minima, upcoming + ended_W.sum()
 
-    minima = Minima(x_KxP, jnp.full(size, jnp.inf), jnp.zeros(size, bool))
+    nothing = jnp.zeros((size, n_coords, n_coords))
+    minima = Minima(x_KxP, jnp.full(size, jnp.inf), jnp.zeros(size, bool), nothing)
     state = jax.vmap(start)(jnp.arange(lanes)), minima, jnp.array(lanes)
     return jax.lax.while_loop(lambda s: ~s[0].done.all(), body, state)[1]

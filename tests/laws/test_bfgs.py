@@ -20,7 +20,8 @@ def solve(value, x, free=None, which=None, **options):
     x = np.asarray(x, float)
     free = np.ones(x.shape, bool) if free is None else np.broadcast_to(free, x.shape)
     which = np.zeros(len(x), int) if which is None else which
-    run = jax.jit(lambda x, free, which: minimise(value, x, free, which, len(x), **({"tolerance": 1e-20} | options)))
+    options = {"tolerance": 1e-20, "h_PxP": np.eye(x.shape[1])} | options
+    run = jax.jit(lambda x, free, which: minimise(value, x, free, which, len(x), **options))
     return jax.tree.map(np.asarray, run(x, free, which))
 
 
@@ -55,3 +56,18 @@ def test_running_out_of_turns_and_starting_where_there_is_no_value_are_not_conve
     nowhere = solve(lambda x_P, which: jnp.log(x_P[0]) ** 2, [[-1.0], [2.0]])
     np.testing.assert_array_equal(nowhere.converged_K, [False, True])
     assert nowhere.f_K[0] == np.inf
+
+
+def test_the_estimate_found_at_one_minimum_saves_turns_at_the_next():
+    """A stretched bowl: six evaluations are too few from the unit matrix, and enough from the curvature found."""
+    bowl = lambda x_P, which: ((x_P - which) ** 2 * jnp.array([1.0, 1e4])).sum()
+    found = solve(bowl, [[3.0, -2.0]])
+    np.testing.assert_allclose(found.h_KxPxP[0], np.diag([0.5, 0.5e-4]), rtol=1e-3, atol=1e-6)
+    known = found.h_KxPxP[0]
+    again = [solve(bowl, [[3.0, -2.0]], which=np.array([1]), max_turns=6, h_PxP=h) for h in (np.eye(2), known)]
+    assert [bool(a.converged_K[0]) for a in again] == [False, True]
+
+
+def test_less_precision_ends_earlier_and_still_near():
+    loose, tight = (solve(rosenbrock, [[-1.2, 1.0]], which=np.array([5]), precision=p) for p in (1e-2, 1e-10))
+    assert 5 + 1e-8 > tight.f_K[0] and 5.01 < loose.f_K[0] < 5 + 24.2 and loose.converged_K[0]
