@@ -83,8 +83,9 @@ def choose(
 
     AICc is of the likelihood whose maximum the fit is: independent residuals of density exp(-Huber(r) / s) / Z(s), with
     s fitted too. Cross-validation leaves out each of `folds` parts of the rows (whole groups, where given) in turn. A
-    form wins when the AICc of every other is 4 or more above its own, and its cross-validated error is not above the
-    least by more than a standard error. Raises InputError: as `fit` does, and fewer than two forms or rows for folds.
+    form wins when both say so: the AICc of every other is 4 or more above its own, and its cross-validated error is
+    above the least by more than a standard error. (AICc alone is too sure: with normal noise this likelihood, near
+    Laplace's, makes differences 1.6 times too large.) Raises InputError: as `fit` does; fewer than two forms or groups.
     """
     if len({form.name for form in forms}) < 2:
         raise InputError("a choice needs two forms, at least")
@@ -116,8 +117,8 @@ def choose(
     by_group = pd.DataFrame(above.T).groupby(group_R).mean()
     table["cv_above"], table["cv_se"] = above.mean(axis=1), by_group.sem().to_numpy()
     table = table.sort_values("aicc", ignore_index=True)
-    first = table.iloc[0]
-    clear = table["aicc"].iloc[1] >= _APART and first["cv_above"] <= first["cv_se"]
+    first, others = table.iloc[0], table[1:]
+    clear = (others["aicc"] >= _APART).all() and (others["cv_above"] > others["cv_se"]).all()
     return Choice(table, first["form"] if clear else None)
 
 

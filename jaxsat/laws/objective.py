@@ -156,9 +156,20 @@ def _minimise(
 
 
 def predictions(form: Form, constants: dict[str, np.ndarray], columns: dict[str, np.ndarray]) -> np.ndarray:
-    """Constants {name: c_B}, columns {name: x_n} -> B x n."""
+    """Constants {name: c_B}, columns {name: x_n} -> B x n. Padded to powers of two, of which programs are few."""
+    sizes = [len(next(iter(each.values()))) for each in (constants, columns)]
+    padded = (
+        {name: np.resize(x, 1 << max(size - 1, 0).bit_length()) for name, x in each.items()}
+        for each, size in zip((constants, columns), sizes)
+    )
     with jax.enable_x64(True), jax.default_device(_cpu()):
-        return np.exp(np.asarray(jax.vmap(form.log_prediction, in_axes=(0, None))(constants, columns)))
+        log_BxN = np.asarray(_log_predictions(form, *padded))
+    return np.exp(log_BxN[: sizes[0], : sizes[1]])
+
+
+@partial(jax.jit, static_argnames="form")
+def _log_predictions(form, constants, columns):
+    return jax.vmap(form.log_prediction, in_axes=(0, None))(constants, columns)
 
 
 def checked(form: Form, inputs: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:

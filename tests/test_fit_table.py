@@ -1,0 +1,206 @@
+"""`jaxsat fit TABLE`: what is typed, what is said, and nothing but JSON where JSON is asked for."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxsat.cli import main
+from jaxsat.laws import chinchilla, fit
+
+QUICK = ["--bootstrap", "50", "--hold", "E=1.8,A=480"]
+MINE = """
+import jax.numpy as jnp
+from jaxsat.laws import Constant, Form
+
+mine = Form(
+    "mine", "L = A / (width + w0)^alpha", "this test", ("width",),
+    (Constant("A", (1, 10)), Constant("w0", (1, 100)), Constant("alpha", (0.2, 1), positive=False)),
+    lambda c, x: jnp.log(c["A"]) - c["alpha"] * jnp.log(x["width"] + c["w0"]),
+)
+three = 3
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    """The working directory, with a table whose law is known: E 1.8, A 480, B 2000, alpha 0.35, beta 0.36."""
+    path, rng = tmp_path_factory.mktemp("home"), np.random.default_rng(0)
+    n, d = 10 ** rng.uniform(7, 10, 40), 10 ** rng.uniform(8, 11, 40)
+    loss = (1.8 + 480 / n**0.35 + 2000 / d**0.36) * np.exp(rng.normal(0, 0.003, 40))
+    table = pd.DataFrame({"N": n, "D": d, "loss": loss, "C": 6 * n * d, "seed": np.arange(40) % 4, "params": n})
+    table["suite"], table["width"], table["weight"] = np.where(n < 3e8, "small", "large"), rng.uniform(8, 512, 40), 1.0
+    table["accuracy"], table["ours"] = 1.2 - 0.2 * loss, 9 / (table["width"] + 30) ** 0.3
+    table.to_csv(path / "t.csv", index=False)
+    table.assign(loss=table["loss"].mask(table.index == 6, -1)).to_csv(path / "negative.csv", index=False)
+    table[:4].to_csv(path / "few.csv", index=False)
+    one = (1.8 + 480 / n**0.35 + 2000 / 1e10**0.36) * np.exp(rng.normal(0, 0.003, 40))
+    table.assign(D=1e10, loss=one).to_parquet(path / "one_budget.parquet")
+    (path / "mine.py").write_text(MINE)
+    (path / "broken.py").write_text("def (")
+    compiled = jax.config.jax_compilation_cache_dir
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXSAT_CACHE", str(path / "cache"))
+        patch.chdir(path)
+        yield path
+    jax.config.update("jax_compilation_cache_dir", compiled)
+
+
+@pytest.fixture
+def run(capfd):
+    """Runs `jaxsat fit` with these arguments; returns what it prints."""
+
+    def run(*argv: str) -> str:
+        capfd.readouterr()
+        assert main(["fit", *argv]) == 0
+        out, err = capfd.readouterr()
+        assert err == ""
+        return out
+
+    return run
+
+
+def table() -> pd.DataFrame:
+    return pd.read_csv("t.csv")
+
+
+def test_json_is_the_documented_document_and_nothing_else(run):
+    document = json.loads(run("t.csv", *QUICK, "--predict", "N=1e9,D=1e10", "--json"), parse_constant=pytest.fail)
+    assert list(document) == ["form", "constants", "objective", "rows", "converged", "predictions"]
+    assert document["form"] == "chinchilla" and document["rows"] == 40 and document["converged"] is True
+    assert document["constants"]["E"] == {"value": 1.8, "low": 1.8, "high": 1.8}
+    rows = table()
+    law = fit(chinchilla, {"N": rows["N"], "D": rows["D"]}, rows["loss"], hold={"E": 1.8, "A": 480}, bootstrap=50)
+    for name, c in law.constants.items():
+        assert document["constants"][name] == pytest.approx(c._asdict())
+    assert document["predictions"] == [pytest.approx({"N": 1e9, "D": 1e10} | law.predict(N=1e9, D=1e10)._asdict())]
+
+
+def test_a_process_of_its_own_prints_json_alone(home):
+    argv = [sys.executable, "-m", "jaxsat.cli", "fit", str(home / "t.csv"), *QUICK, "--json"]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0 and done.stderr == ""
+    assert json.loads(done.stdout)["constants"]["alpha"]["value"] == pytest.approx(0.35, rel=0.05)
+
+
+def test_columns_have_any_name_and_tokens_may_come_from_flops(run):
+    plain = json.loads(run("t.csv", *QUICK, "--json"))
+    named = json.loads(run("t.csv", *QUICK, "--json", "--n", "params", "--flops", "C"))
+    assert named["constants"]["alpha"]["value"] == pytest.approx(plain["constants"]["alpha"]["value"], rel=1e-4)
+
+
+def test_what_is_printed(run, home):
+    said = run(
+        "t.csv", *QUICK, "--where", "N < 9e9", "--predict", "N=1e9,D=1e10", "--predict", "N=1e9,D=1e12",
+        "--held-out", "N > 5e9", "--compare", "power_law", "--x", "N", "--figure", "law.svg",
+    )  # fmt: skip
+    lines = said.splitlines()
+    assert lines[0].startswith("L(N, D) = E + A/N^alpha + B/D^beta; Hoffmann")
+    assert lines[1].startswith("left out: ") and "'N < 9e9'" in lines[1]
+    assert [line.split()[0] for line in lines[3:8]] == ["E", "A", "B", "alpha", "beta"]
+    assert lines[3].split() == ["E", "1.8", "1.8", "1.8", "held"] and lines[6].split()[-1] == "fitted"
+    assert lines[8] == "converged" and "3 constants fitted; objective" in lines[9]
+    assert "predictions, with the interval of the law:" in lines and "1e+12" in said
+    held = (table()["N"].between(5e9, 9e9)).sum()
+    assert f"{held} rows held out: root mean square error" in said
+    assert "these rows prefer chinchilla" in lines
+    assert "NOT CONVERGED" not in said and (home / "law.svg").read_text().count("<path") > 40
+
+
+def test_a_constant_that_the_rows_cannot_identify_is_named(run):
+    said = run("one_budget.parquet", "--bootstrap", "50", "--hold", "E=1.8,A=480,alpha=0.35")
+    assert "these rows do not identify B: its interval is unbounded, from 0 to inf" in said
+    assert "these rows do not identify beta: its interval is unbounded, from -inf to " in said
+    document = json.loads(run("one_budget.parquet", "--bootstrap", "50", "--hold", "E=1.8,A=480,alpha=0.35", "--json"))
+    assert document["constants"]["beta"]["low"] is None and document["constants"]["B"]["high"] is None
+
+
+def test_families_have_their_own_constants(run):
+    argv = ["t.csv", "--form", "power_law", "--x", "D", "--family", "suite", "--own", "A", "--bootstrap", "50"]
+    document = json.loads(run(*argv, "--predict", "x=1e9,family=small", "--json"))
+    assert list(document["constants"]) == ["A[large]", "A[small]", "alpha"]
+    assert document["predictions"][0]["family"] == "small" and document["predictions"][0]["x"] == 1e9
+    assert document["constants"]["A[small]"]["value"] > document["constants"]["A[large]"]["value"]
+
+
+def test_a_form_of_the_user_and_an_accuracy(run):
+    document = json.loads(run("t.csv", "--form", "mine.py:mine", "--loss", "ours", "--bootstrap", "50", "--json"))
+    found = {name: c["value"] for name, c in document["constants"].items()}
+    assert found == pytest.approx({"A": 9, "w0": 30, "alpha": 0.3}, rel=1e-3)
+    document = json.loads(run("t.csv", "--form", "accuracy_linear", "--bootstrap", "50", "--json"))
+    assert {name: c["value"] for name, c in document["constants"].items()} == pytest.approx({"a": 1.2, "b": 0.2})
+
+
+def test_seeds_are_resampled_whole_and_equal_weights_change_nothing(run):
+    plain, by_seed, weighted = (
+        json.loads(run("t.csv", *QUICK, *more, "--json"))["constants"]["alpha"]
+        for more in ([], ["--group", "seed"], ["--weight", "weight"])
+    )
+    assert plain == weighted and plain["value"] == by_seed["value"] and plain["low"] != by_seed["low"]
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf"])
+def test_figures_of_a_law_of_one_input(run, home, suffix):
+    run("t.csv", "--form", "power_law", "--x", "D", "--bootstrap", "50", "--figure", f"one.{suffix}")
+    assert (home / f"one.{suffix}").read_bytes()[:4] == {"png": b"\x89PNG", "pdf": b"%PDF"}[suffix]
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["nowhere.csv"], "no file nowhere.csv"),
+        (["t.csv", "--n", "prams"], "no column 'prams'; there are N, D, loss, C, seed, params"),
+        (["t.csv", "--form", "chinchila"], "unknown form 'chinchila'; did you mean 'chinchilla'?"),
+        (["t.csv", "--form", "power_law"], "no column 'x'; there are"),
+        (["t.csv", "--form", "nowhere.py:mine"], "no file nowhere.py"),
+        (["t.csv", "--form", "mine.py:three"], "mine.py has no jaxsat.laws.Form named 'three'"),
+        (["t.csv", "--form", "broken.py:mine"], "broken.py, line 1"),
+        (["negative.csv"], "column 'loss', row 7: -1.0 must be a positive finite number"),
+        (["few.csv"], "4 rows for 5 constants (E, A, B, alpha, beta): needs at least 6"),
+        (["t.csv", "--hold", "E"], "--hold E: must be NAME=VALUE"),
+        (["t.csv", "--hold", "F=2"], "unknown name in --hold, 'F'"),
+        (["t.csv", "--hold", "E=two"], "--hold: 'two' is not a number"),
+        (["t.csv", "--predict", "N=1e9"], "--predict N=1e9: chinchilla needs D too"),
+        (["t.csv", "--predict", "N=1e9,D=-1"], "must be positive finite numbers"),
+        (["t.csv", "--where", "loss > 99"], "--where 'loss > 99' leaves no rows"),
+        (["t.csv", "--held-out", "loss > 99"], "--held-out 'loss > 99' leaves no rows"),
+        (["t.csv", "--held-out", "lss"], "no column 'lss'"),
+        (["t.csv", "--family", "suite"], "--family and --own go together"),
+        (["t.csv", "--family", "suite", "--own", "F"], "that each family has for itself 'F'"),
+        (["t.csv", "--compare", "accuracy_linear"], "--compare takes forms of the loss"),
+        (["t.csv", "--bootstrap", "5"], "bootstrap = 5: an interval of level 0.9 needs at least 20"),
+        (["t.csv", "--level", "1.5"], "level = 1.5: must be between 0 and 1"),
+        (["t.csv", "--delta", "0"], "delta = 0.0: must be a positive finite number"),
+        (["t.csv", "--figure", "t.csv"], "must end in .svg, .png or .pdf"),
+        (["t.csv", "--figure", "there.svg"], "there.svg: exists; choose another name, or remove it"),
+        (["t.csv", "--figure", "no/where.svg"], "no directory no"),
+        (["t.csv", "--out", "runs/t"], "--scale and --out are of an experiment, not of a table"),
+        (["saturation", "--form", "kaplan"], "saturation is no table"),
+    ],
+)
+def test_wrong_input_is_one_line(argv, said, capfd, home):
+    (home / "there.svg").write_text("mine")
+    before = sorted(p.name for p in home.iterdir() if p.name != "cache")
+    capfd.readouterr()
+    assert main(["fit", *argv]) == 2
+    out, err = capfd.readouterr()
+    assert said in err and err.startswith("jaxsat: ") and err.count("\n") == 1 and out == ""
+    assert sorted(p.name for p in home.iterdir() if p.name != "cache") == before
+    assert (home / "there.svg").read_text() == "mine"
+
+
+def test_the_published_table_from_the_command_line(run, shared_data):
+    """Besiroglu et al. (2024): the five largest losses are left out."""
+    path = shared_data / "scaling_chinchilla" / "svg_extracted_data.csv"
+    fifth = float(pd.read_csv(path)["loss"].nlargest(5).min())
+    argv = ["--n", "Model Size", "--flops", "Training FLOP", "--where", f"loss < {fifth!r}", "--bootstrap", "200"]
+    document = json.loads(run(str(path), *argv, "--json"))
+    published = json.loads((path.parent / "published_fit.json").read_text())["besiroglu2024_huber_only"]
+    found = {name: c["value"] for name, c in document["constants"].items()}
+    assert found == pytest.approx({name: published[name] for name in found}, rel=1e-3)
+    assert document["rows"] == 240 and document["objective"] <= 0.001018275
