@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
+from scipy.optimize import curve_fit, minimize
 
 from jaxsat.config import InputError
-from jaxsat.laws import Constant, Form, chinchilla, fit, power_law, power_law_floor
+from jaxsat.laws import Constant, Form, chinchilla, fit, held_out, power_law, power_law_floor
 from jaxsat.laws.fit import _rejected
 
 # Few starts for data that are easy, so that tests are quick; the published grid is tried on the published data.
@@ -44,6 +44,12 @@ def sweep(seed, noise=0.01):
     inputs = {"N": np.resize(n, 18), "D": np.resize(d, 18)}
     noise_R = np.random.default_rng(seed).normal(0, noise, 18)
     return inputs, law(FLAT, inputs["N"], inputs["D"]) * np.exp(noise_R)
+
+
+def _new(fitted, seed):
+    """Intervals of new losses, and the losses."""
+    inputs, loss = draw(seed=1000 + seed)
+    return fitted.predict_new(**inputs), loss
 
 
 def huber_sum(constants, inputs, loss, delta=1e-3):
@@ -103,6 +109,26 @@ def test_the_mean_of_huber_terms_stops_early_and_the_sum_does_not(published, rep
     assert mean.success and objective(mean.x) > 1.5 * replication.objective
 
 
+def test_the_curves_of_the_misfitting_sweep(shared_data):
+    """Li, Kudugunta & Zettlemoyer (2025): models of 57M to 142M parameters tell the losses of those up to 1.2B."""
+    table = pd.read_csv(shared_data / "scaling_misfitting" / "scaling_results_last_ckpt_only.csv")
+    table = table.loc[table.groupby(["N", "D"])["loss"].idxmin()]  # the best learning rate of each
+    inputs = {"N": table["N"].to_numpy(), "D": table["D"].to_numpy()}
+    held = held_out(chinchilla, inputs, table["loss"].to_numpy(), table["N"] > 1.5e8, bootstrap=200)
+    assert held.law.rows == 58 and len(held.rows) == 23 and held.law.converged
+    assert held.error_percent < 2 and held.coverage >= 0.8
+    assert "E" in held.law.unidentified  # the sizes are too near each other to tell A/N^alpha from a floor
+
+
+def test_the_olmo_ladder_tells_its_largest_rung(shared_data):
+    """Bhagia et al. (2024): 190M, 370M and 760M at 0.5 to 10 times Chinchilla's tokens tell the losses of 1B."""
+    table = pd.read_csv(shared_data / "scaling_olmo_ladder" / "ladder_runs.csv.gz").groupby("run").last()
+    inputs = {"N": table["params_non_embedding"].to_numpy(), "D": table["total_tokens"].to_numpy()}
+    held = held_out(chinchilla, inputs, table["c4_en_loss"].to_numpy(), table["size"] == "1B", bootstrap=200)
+    assert held.law.rows == 18 and len(held.rows) == 6
+    assert held.error_percent < 1.5 and held.coverage >= 0.8
+
+
 def test_exact_data_give_back_their_constants():
     inputs, loss = draw(noise=0)
     fitted = fit(QUICK, inputs, loss, bootstrap=200)
@@ -148,6 +174,44 @@ def test_the_same_seed_gives_the_same_intervals():
     inputs, loss = draw()
     a, b, c = (fit(QUICK, inputs, loss, bootstrap=200, seed=seed) for seed in (1, 1, 2))
     assert a.constants == b.constants != c.constants
+
+
+def test_a_weight_of_two_is_a_row_twice():
+    inputs, loss = draw()
+    twice = np.arange(60) % 3 == 0
+    repeated = {name: np.append(x, x[twice]) for name, x in inputs.items()}
+    hold = {"E": 1.8, "A": 480.0}
+    doubled = fit(QUICK, repeated, np.append(loss, loss[twice]), hold=hold, bootstrap=20)
+    weighted = fit(QUICK, inputs, loss, hold=hold, weights=1.0 + twice, bootstrap=20)
+    assert values(weighted) == pytest.approx(values(doubled), rel=1e-4)
+    assert weighted.objective == pytest.approx(doubled.objective, rel=1e-6) and weighted.rows == 60
+
+
+def test_intervals_do_not_depend_on_the_unit_of_weights():
+    x = np.geomspace(1e5, 1e9, 30)
+    loss, weights = 40 / x**0.15 * np.exp(np.random.default_rng(0).normal(0, 0.01, 30)), np.linspace(1, 3, 30)
+    one, other = (fit(power_law, {"x": x}, loss, weights=w, bootstrap=100) for w in (weights, 1e3 * weights))
+    for name in power_law.names:
+        assert other.constants[name] == pytest.approx(one.constants[name], rel=1e-3)
+
+
+def test_linear_residuals_are_of_losses():
+    """With a delta above them all it is least squares, which scipy knows."""
+    rng, x = np.random.default_rng(0), np.geomspace(1e5, 1e9, 400)
+    loss = 1.5 + 40 / x**0.3 + rng.normal(0, 0.02, 400)
+    fitted = fit(power_law_floor, {"x": x}, loss, residuals="linear", delta=10.0, bootstrap=400)
+    curve = lambda x, e, log_a, alpha: e + np.exp(log_a - alpha * np.log(x))
+    theirs, covariance = curve_fit(curve, x, loss, [1, 3, 0.2])
+    assert list(values(fitted).values()) == pytest.approx([theirs[0], np.exp(theirs[1]), theirs[2]], rel=1e-3)
+    assert fitted.residuals == pytest.approx(loss - fitted.predict(x=x).value)
+    assert fitted.objective == pytest.approx((fitted.residuals**2).sum() / 2)
+    ours = fitted.covariance.loc[["E", "A", "alpha"], ["E", "A", "alpha"]].to_numpy()  # of log E and log A
+    covariance = covariance / np.outer([theirs[0], 1, 1], [theirs[0], 1, 1])
+    spread = np.sqrt(np.diag(covariance))
+    assert np.sqrt(np.diag(ours)) == pytest.approx(spread, rel=0.2)
+    correlation = covariance / spread / spread[:, None]
+    assert ours[1, 2] / np.sqrt(ours[1, 1] * ours[2, 2]) == pytest.approx(correlation[1, 2], abs=0.05)
+    assert correlation[1, 2] > 0.9
 
 
 def test_groups_are_resampled_whole():
@@ -290,6 +354,21 @@ def test_bad_input_is_named(change, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"weights": [1.0, 2.0]}, "weights of shape \\(2,\\) for 4 rows"),
+        ({"weights": [1.0, 0.0, 1.0, 1.0]}, "weights, row 1: 0.0 must be a positive finite number"),
+        ({"residuals": "lin"}, "unknown residuals 'lin'; did you mean 'linear'"),
+        ({"delta": 0.0}, "delta = 0.0: must be a positive finite number"),
+        ({"level": 1.0}, "level = 1.0: must be between 0 and 1"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        fit(power_law, {"x": [1, 2, 4, 8]}, [8, 6, 4.2, 3.1], **options)
+
+
 def test_words_are_not_numbers_and_columns_have_one_length():
     with pytest.raises(InputError, match="column 'x' holds something that is not a number"):
         fit(power_law, {"x": ["one", "two", "three"]}, [3, 2, 1])
@@ -297,14 +376,31 @@ def test_words_are_not_numbers_and_columns_have_one_length():
         fit(power_law, {"x": [1, 2, 3, 4]}, [3, 2, 1])
 
 
+def test_90_percent_intervals_hold_the_constants_nine_times_in_ten():
+    """60 draws: where 90 % of intervals hold a constant, 46 to 59 of 60 do but for a chance of 0.4 %."""
+    x, truth = np.geomspace(1e5, 1e10, 40), {"E": 1.5, "A": 40.0, "alpha": 0.3}
+    quick = replace(
+        power_law_floor, constants=tuple(replace(c, starts=c.starts[1:3]) for c in power_law_floor.constants)
+    )
+    held = dict.fromkeys(truth, 0)
+    for seed in range(60):
+        noise = np.random.default_rng(seed).normal(0, 0.005, 40)
+        fitted = fit(quick, {"x": x}, (1.5 + 40 / x**0.3) * np.exp(noise), bootstrap=100, seed=seed)
+        for name, c in fitted.constants.items():
+            held[name] += c.low < truth[name] < c.high
+    assert all(46 <= n <= 59 for n in held.values()), held
+
+
 @pytest.mark.slow
-def test_90_percent_intervals_hold_the_constants_in_85_to_97_percent_of_200_draws():
+def test_90_percent_intervals_hold_the_constants_in_85_to_95_percent_of_200_draws():
     fits = [fit(QUICK, *draw(seed=seed), bootstrap=200, seed=seed) for seed in range(200)]
     for name, truth in TRUTH.items():
         covered = np.mean([f.constants[name].low < truth < f.constants[name].high for f in fits])
-        assert 0.85 <= covered <= 0.97, name
+        assert 0.85 <= covered <= 0.95, name
     curves = [f.predict(N=1e12, D=1e13) for f in fits]
-    assert 0.85 <= np.mean([c.low < law(TRUTH, 1e12, 1e13) < c.high for c in curves]) <= 0.97
+    assert 0.85 <= np.mean([c.low < law(TRUTH, 1e12, 1e13) < c.high for c in curves]) <= 0.95
+    new = [((p.low < y) & (y < p.high)).mean() for p, y in (_new(f, seed) for seed, f in enumerate(fits))]
+    assert 0.88 <= np.mean(new) <= 0.92  # 12 000 losses
     assert all(f.converged for f in fits)
 
 
