@@ -35,6 +35,7 @@ SEED_NOISE = 0.35  # per cent of the loss: median difference of two seeds at the
 DEGENERATE = 0.1  # nats of singular entropy
 ANISOTROPIC = 0.05  # of a mean cosine
 HELD = ("E", "B", "beta")
+COUNTS = {"L(N, D), total parameters": "params.total", "L(N, D), non-embedding": "params.nonembedding"}
 
 
 def sweeps(scale: str) -> list[Sweep]:
@@ -136,10 +137,10 @@ def fits(study: Study) -> dict[str, laws.Fit]:
     points = _ladder(study)
     seen = points[points["model.width"] < points["model.width"].max()]
     out = {}
-    for name, column in {"total parameters": "params.total", "non-embedding": "params.nonembedding"}.items():
+    for name, column in COUNTS.items():
         inputs = {"N": seen[column].to_numpy(), "D": seen["tokens"].to_numpy()}
         if len(seen) > len(laws.chinchilla.constants):
-            out[f"L(N, D), {name}"] = laws.fit(laws.chinchilla, inputs, seen["loss"].to_numpy())
+            out[name] = laws.fit(laws.chinchilla, inputs, seen["loss"].to_numpy())
     return out
 
 
@@ -185,8 +186,10 @@ def _law_section(study: Study, fits: dict[str, laws.Fit]) -> Section:
         return Section("Scaling law", "Too few finished full-rank runs for a law.")
     name, fit = next(iter(fits.items()))
     widest = points.index[points["model.width"] == points["model.width"].max()]
-    residuals = tables.gaps(fit, points, widest)
-    seen, held = residuals[residuals["in_fit"]], residuals[~residuals["in_fit"]]
+    params = {name: COUNTS.get(name, "params.total") for name in fits}
+    residuals = {name: tables.gaps(each, points, widest, params[name]) for name, each in fits.items()}
+    first = residuals[name]
+    seen, held = first[first["in_fit"]], first[~first["in_fit"]]
     text = (
         f"{fit.form.formula}, fitted to the last checkpoints of {fit.rows} runs; the widest is held out: its error is "
         f"{held['gap_percent'].mean():+.2f} % and {int(held['inside'].sum())} of {len(held)} runs lie inside the "
@@ -199,15 +202,22 @@ def _law_section(study: Study, fits: dict[str, laws.Fit]) -> Section:
         text,
         [
             Figure(
-                "law",
-                f"{name}: the law, its 90 % band, and the gap of each run.",
-                figures.law(fit, points, widest),
-                residuals,
+                f"law_{i}" if i else "law",
+                f"{name}: the law, its 90 % band, and the gap of each of {each.rows} runs and those held out.",
+                figures.law(each, points, widest, params[name]),
+                residuals[name],
             )
+            for i, (name, each) in enumerate(fits.items())
         ],
         [
             Table("law_constants", "Constants with 90 % intervals.", tables.constants(fits)),
-            Table("law_residuals", "Every point of the law, and the held-out widest models.", residuals),
+            Table(
+                "law_fits",
+                "How well each law fits, and tells the widest models, which are held out: root mean square errors, and "
+                "how many of them lie in the 90 % interval of a new loss.",
+                tables.quality(fits, residuals),
+            ),
+            Table("law_residuals", "Every point of the first law, and the held-out widest models.", first),
         ],
     )
 

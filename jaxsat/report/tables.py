@@ -74,22 +74,42 @@ def constants(fits: Mapping[str, "Fit"]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["fit", "constant", "value", "low", "high", "status", "law"])
 
 
-def predict(fit: "Fit", N: ArrayLike, D: ArrayLike) -> "Interval":
-    """The law's loss at N parameters and D tokens, for a law of (N, D) or of one x, which is then N."""
+def predict(fit: "Fit", N: ArrayLike, D: ArrayLike, new: bool = False) -> "Interval":
+    """The law's loss at N parameters and D tokens, for a law of (N, D) or of one x, which is then N. The interval is
+    the curve's, or that of a new loss."""
     inputs = {"N": N, "D": D, "x": N}
-    return fit.predict(**{name: np.asarray(inputs[name], np.float64) for name in fit.form.inputs})
+    inputs = {name: np.asarray(inputs[name], np.float64) for name in fit.form.inputs}
+    return fit.predict_new(**inputs) if new else fit.predict(**inputs)
 
 
 def gaps(fit: "Fit", points: pd.DataFrame, held_out: Collection[str], params: str = "params.total") -> pd.DataFrame:
     """Each run of `final_losses` beside the law: `predicted`, `low`, `high` (nats/token), `gap_percent`, `in_fit`.
 
     gap_percent = 100 (loss - predicted) / predicted: the gap of Godey et al. 2024 (their -8 % is +8 % here: worse).
-    `inside`: whether the loss lies within the interval of the prediction.
+    `inside`: whether the loss lies within the interval of the prediction; `inside_new`: within that of a new loss.
     """
     expected = predict(fit, points[params], points["tokens"])
     out = points.assign(predicted=expected.value, low=expected.low, high=expected.high)
     out["gap_percent"] = 100 * (out["loss"] - out["predicted"]) / out["predicted"]
     out["in_fit"] = ~out.index.isin(list(held_out))
     out["inside"] = out["loss"].between(out["low"], out["high"])
+    new = predict(fit, points[params], points["tokens"], new=True)
+    out["inside_new"] = out["loss"].between(new.low, new.high)
     keep = ["model.width", "rank", "seed", params, "tokens", "loss", "predicted", "low", "high", "gap_percent"]
-    return out[[c for c in [*keep, "in_fit", "inside"] if c in out]]
+    return out[[c for c in [*keep, "in_fit", "inside", "inside_new"] if c in out]]
+
+
+def quality(fits: Mapping[str, "Fit"], points: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """A row a named fit: its rows, fitted constants and objective, the root mean square of its residuals, and of the
+    errors of the points held out of it, in per cent, with how many of those lie within the interval of a new loss.
+
+    `points`: the `gaps` of each fit.
+    """
+    rows = []
+    for name, fit in fits.items():
+        seen, held = (points[name][points[name]["in_fit"] == seen] for seen in (True, False))
+        free = sum(c.low < c.high for c in fit.constants.values())
+        errors = (np.sqrt((part["gap_percent"] ** 2).mean()) for part in (seen, held))
+        rows.append((name, fit.rows, free, fit.objective, *errors, len(held), int(held["inside_new"].sum())))
+    errors = ["residual_percent", "held_out_percent"]
+    return pd.DataFrame(rows, columns=["fit", "rows", "fitted", "objective", *errors, "held_out", "held_out_inside"])

@@ -74,3 +74,20 @@ def test_gap_is_the_percentage_above_the_law(law):
     assert gaps["gap_percent"].to_numpy() == pytest.approx(8)
     assert set(gaps.index[~gaps["in_fit"]]) == set(held_out) and not gaps["inside"].any()
     assert T.gaps(fit, points.assign(loss=expected), held_out)["inside"].all()
+
+
+def test_quality_counts_rows_and_measures_what_was_held_out(law):
+    fit, points, held_out = law
+    expected = np.asarray(fit.predict(N=points["params.total"].to_numpy(), D=points["tokens"].to_numpy()).value)
+    factor = np.where(points.index.isin(held_out), 1.03, np.where(np.arange(len(points)) % 2, 1.01, 0.99))
+    gaps = T.gaps(fit, points.assign(loss=factor * expected), held_out)
+    row = T.quality({"law": fit}, {"law": gaps}).iloc[0]
+    assert row["rows"] == fit.rows == len(points) - 2 and row["fitted"] == 2 and row["objective"] == fit.objective
+    assert row["residual_percent"] == pytest.approx(1) and row["held_out_percent"] == pytest.approx(3)
+    assert row["held_out"] == 2 and row["held_out_inside"] == gaps.loc[held_out, "inside_new"].sum()
+
+
+def test_a_new_loss_has_the_wider_interval(law):
+    fit, points, held_out = law
+    gaps = T.gaps(fit, points, held_out)
+    assert (gaps["inside_new"] | ~gaps["inside"]).all() and gaps["inside_new"].sum() > gaps["inside"].sum()
