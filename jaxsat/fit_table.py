@@ -30,8 +30,10 @@ class Found:
     choice: "Choice | None"
 
     def document(self) -> dict[str, Any]:
-        """`Fit.document`, and `held_out` and `choice` where they were asked for."""
+        """`Fit.document`, and `left_out`, `held_out` and `choice` where they were asked for."""
         document = self.law.document() | {"predictions": self.predictions}
+        if self.left_out:
+            document["left_out"] = self.left_out
         if self.held_out:
             rows, error, coverage = len(self.held_out.rows), self.held_out.error_percent, self.held_out.coverage
             document["held_out"] = {"rows": rows, "error_percent": error, "coverage": coverage}
@@ -145,7 +147,7 @@ def _pairs(texts: Sequence[str], known: Sequence[str], flag: str) -> dict[str, s
         if not name or not value:
             raise InputError(f"{flag} {name}: must be NAME=VALUE, such as {flag} {known[0]}=1")
         if name not in known:
-            raise unknown(f"name in {flag},", name, known)
+            raise unknown(f"name in {flag}", name, known)
         found[name] = value
     return found
 
@@ -210,9 +212,11 @@ def summary(found: Found) -> list[str | pd.DataFrame]:
         said.append(f"these rows do not identify {name}: {what}, from {low:.4g} to {high:.4g}")
     said.append("converged" if law.converged else "NOT CONVERGED: the constants may not be the optimum")
     said.append(
-        f"{law.rows} rows, {len(free)} constants fitted; objective {law.objective:.6g}, the sum of Huber terms of "
-        f"{law.scale} residuals; root mean square error {error:.3g} %"
+        f"{law.rows} rows, {len(free)} constants fitted, {100 * law.level:g} % intervals, root mean square error "
+        f"{error:.3g} %; objective {law.objective:.6g}, the sum of Huber terms of {law.scale} residuals"
     )
+    if {"A", "B", "alpha", "beta"} <= law.constants.keys():
+        said.append(_optimum(law))
     if found.predictions:
         said += ["predictions, with the interval of the law:", pd.DataFrame(found.predictions)]
     if found.held_out:
@@ -227,3 +231,14 @@ def summary(found: Found) -> list[str | pd.DataFrame]:
         said += ["choice, by AICc (above the least) and the error of 10-fold cross-validation:", found.choice.table]
         said.append(f"these rows prefer {winner}" if winner else "these rows cannot tell the forms apart")
     return said
+
+
+def _optimum(law: "Fit") -> str:
+    from jaxsat.laws import optimum
+
+    try:
+        found = optimum(law)
+    except InputError as e:
+        return str(e)
+    a, g = (f"{found[name].value:.4g} ({found[name].low:.4g} to {found[name].high:.4g})" for name in ("a", "G"))
+    return f"least loss of C = 6 N D FLOPs at N = G (C/6)^a, a {a}, G {g}"

@@ -104,7 +104,8 @@ def test_what_is_printed(run, home):
     assert lines[1].startswith("left out: ") and "'N < 9e9'" in lines[1]
     assert [line.split()[0] for line in lines[3:8]] == ["E", "A", "B", "alpha", "beta"]
     assert lines[3].split() == ["E", "1.8", "1.8", "1.8", "held"] and lines[6].split()[-1] == "fitted"
-    assert lines[8] == "converged" and "3 constants fitted; objective" in lines[9]
+    assert any(line.startswith("least loss of C = 6 N D FLOPs at N = G (C/6)^a, a 0.5") for line in lines)
+    assert lines[8] == "converged" and "3 constants fitted, 90 % intervals" in lines[9]
     assert "predictions, with the interval of the law:" in lines and "1e+12" in said
     held = (table()["N"].between(5e9, 9e9)).sum()
     assert f"{held} rows held out: root mean square error" in said
@@ -163,7 +164,7 @@ def test_figures_of_a_law_of_one_input(run, home, suffix):
         (["negative.csv"], "column 'loss', row 7: -1.0 must be a positive finite number"),
         (["few.csv"], "4 rows for 5 constants (E, A, B, alpha, beta): needs at least 6"),
         (["t.csv", "--hold", "E"], "--hold E: must be NAME=VALUE"),
-        (["t.csv", "--hold", "F=2"], "unknown name in --hold, 'F'"),
+        (["t.csv", "--hold", "F=2"], "unknown name in --hold 'F'"),
         (["t.csv", "--hold", "E=two"], "--hold: 'two' is not a number"),
         (["t.csv", "--predict", "N=1e9"], "--predict N=1e9: chinchilla needs D too"),
         (["t.csv", "--predict", "N=1e9,D=-1"], "must be positive finite numbers"),
@@ -203,4 +204,6 @@ def test_the_published_table_from_the_command_line(run, shared_data):
     published = json.loads((path.parent / "published_fit.json").read_text())["besiroglu2024_huber_only"]
     found = {name: c["value"] for name, c in document["constants"].items()}
     assert found == pytest.approx({name: published[name] for name in found}, rel=1e-3)
-    assert document["rows"] == 240 and document["objective"] <= 0.001018275
+    assert (
+        document["rows"] == 240 and list(document["left_out"].values()) == [5] and document["objective"] <= 0.001018275
+    )

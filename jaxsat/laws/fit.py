@@ -44,6 +44,7 @@ class Fit:
     residuals: np.ndarray  # R: log loss - log prediction, or loss - prediction
     samples: dict[str, np.ndarray]  # name -> B: the constants of each resample
     extremes: dict[str, np.ndarray]  # name -> M: fits with one constant held that the data do not reject
+    level: float  # of every interval
     quantiles: tuple[float, float]  # of the resamples: the ends of every interval
 
     @property
@@ -173,6 +174,7 @@ def fit(
         residuals=residuals_R,
         samples=o.constants(theta_TxP[1:]),
         extremes=o.constants(admitted_MxP),
+        level=level,
         quantiles=quantiles,
     )
 

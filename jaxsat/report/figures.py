@@ -173,7 +173,7 @@ def fitted(fit: "Fit", rows: pd.DataFrame) -> Figure:
             line = best = np.array([x.min(), x.max()])
         ax.plot(line, shown(best, best), color=PAIR[1], linewidth=1.4, label="law")
         view = ax.get_ylim()  # of rows and law: an unbounded interval must not set it
-        style = {"color": PAIR[1], "alpha": 0.25, "zorder": 1, "label": "interval of the law"}
+        style = {"color": PAIR[1], "alpha": 0.25, "zorder": 1, "label": f"{100 * fit.level:g} % interval"}
         if one:
             ax.fill_between(line, *(shown(end, best) for end in band), linewidth=0, **style)
         else:

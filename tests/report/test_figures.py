@@ -146,6 +146,32 @@ def test_a_law_of_one_variable_is_one_curve(law):
     assert [label for _, label in shown if label.startswith("D = ")] == ["D = 1.54M"]
 
 
+def test_a_fit_of_one_input_is_a_curve_with_its_band():
+    x = np.geomspace(1e5, 1e9, 20)
+    loss = 40 / x**0.15 * np.exp(np.random.default_rng(0).normal(0, 0.01, 20))
+    fit = laws.fit(laws.power_law, {"x": x}, loss, bootstrap=30)
+    predicted, low, high = fit.predict(x=x)
+    rows = pd.DataFrame({"x": x, "loss": loss, "predicted": predicted, "low": low, "high": high})
+    figure = F.fitted(fit, rows)
+    shown = lines(figure)
+    assert shown[0, "rows"][:, 1] == pytest.approx(loss)
+    assert shown[0, "law"][[0, -1], 1] == pytest.approx(predicted[[0, -1]])
+    assert shown[1, "rows"][:, 1] == pytest.approx(100 * (loss / predicted - 1))
+    band = figure.axes[0].collections[0].get_paths()[0].vertices
+    assert band[:, 1].min() == pytest.approx(low.min()) and band[:, 1].max() == pytest.approx(high.max())
+
+
+def test_a_fit_of_several_inputs_is_against_its_predictions(law):
+    fit, points, held_out = law
+    seen = points.drop(held_out)
+    predicted, low, high = fit.predict(N=seen["params.total"], D=seen["tokens"])
+    rows = pd.DataFrame({"loss": seen["loss"], "predicted": predicted, "low": low, "high": 1e9})
+    top, bottom = F.fitted(fit, rows).axes
+    assert top.lines[0].get_xydata() == pytest.approx(np.column_stack([predicted, seen["loss"]]))
+    assert len(top.collections[0].get_segments()) == len(seen)
+    assert top.get_ylim()[1] < 10 and bottom.get_ylim()[1] < 50  # an unbounded interval does not set the view
+
+
 @pytest.mark.parametrize("figure", FROM_TABLES)
 def test_nothing_measured_gives_no_figure(figure, tables):
     measurements, runs = tables
