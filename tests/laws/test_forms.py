@@ -105,7 +105,10 @@ KNOWN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", KNOWN)
+SLOW = {"data_constrained", "broken_power_law"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in KNOWN])
 def test_known_constants_are_recovered_by_the_one_routine(name):
     """99 % intervals, three to seven constants a form: a right routine fails one in 15 to 30 seeds; these are fixed."""
     truth, ranges, noise = KNOWN[name]
@@ -130,23 +133,32 @@ def test_an_accuracy_may_be_what_it_is_and_a_loss_may_not():
         fit(FORMS["accuracy_linear"], {"loss": loss}, accuracy, residuals="log", bootstrap=50)
 
 
-def test_families_share_what_they_do_not_own():
-    """Two families on one exponent: together they tell what neither knows alone, and give what separate fits give."""
-    rng = np.random.default_rng(0)
+@pytest.fixture
+def two_families():
+    """A floor and a scale each, and one exponent."""
     x, family = np.tile(np.geomspace(1e6, 1e9, 30), 2), np.repeat([1.0, 2.0], 30)
     floor, scale = np.where(family == 1, 1.5, 2.5), np.where(family == 1, 40.0, 90.0)
-    loss = (floor + scale / x**0.3) * np.exp(rng.normal(0, 0.002, 60))
+    noise = np.random.default_rng(0).normal(0, 0.002, 60)
+    return {"x": x, "family": family}, (floor + scale / x**0.3) * np.exp(noise)
+
+
+def test_families_share_what_they_do_not_own(two_families):
     form = by_family(power_law_floor, ["a", "b"], ["E", "A"])
     assert form.names == ("E[a]", "E[b]", "A[a]", "A[b]", "alpha")
-    both = fit(form, {"x": x, "family": family}, loss, bootstrap=200, level=0.99)
+    both = fit(form, *two_families, bootstrap=200, level=0.99)
     for name, truth in {"E[a]": 1.5, "E[b]": 2.5, "A[a]": 40, "A[b]": 90, "alpha": 0.3}.items():
         assert both.constants[name].low < truth < both.constants[name].high
-    alone = fit(power_law_floor, {"x": x[:30]}, loss[:30], bootstrap=200, level=0.99)
+
+
+@pytest.mark.slow
+def test_families_tell_together_what_neither_does_alone_and_apart_are_separate_fits(two_families):
+    inputs, loss = two_families
+    together = fit(by_family(power_law_floor, ["a", "b"], ["E", "A"]), inputs, loss, bootstrap=200)
+    alone = fit(power_law_floor, {"x": inputs["x"][:30]}, loss[:30], bootstrap=200)
     width = lambda c: c.high - c.low
-    assert width(both.constants["alpha"]) < width(alone.constants["alpha"])
-    everything = by_family(power_law, ["a", "b"], ["A", "alpha"])
-    apart = fit(everything, {"x": x, "family": family}, loss, bootstrap=20)
-    one = fit(power_law, {"x": x[30:]}, loss[30:], bootstrap=20)
+    assert width(together.constants["alpha"]) < width(alone.constants["alpha"])
+    apart = fit(by_family(power_law, ["a", "b"], ["A", "alpha"]), inputs, loss, bootstrap=20)
+    one = fit(power_law, {"x": inputs["x"][30:]}, loss[30:], bootstrap=20)
     assert apart.constants["alpha[b]"].value == pytest.approx(one.constants["alpha"].value, rel=1e-4)
 
 
