@@ -38,7 +38,8 @@ class Found:
             rows, error, coverage = len(self.held_out.rows), self.held_out.error_percent, self.held_out.coverage
             document["held_out"] = {"rows": rows, "error_percent": error, "coverage": coverage}
         if self.choice:
-            document["choice"] = {"winner": self.choice.winner, "forms": self.choice.table.to_dict("records")}
+            finite = self.choice.table.astype(object).where(self.choice.table != np.inf, None)  # AICc of too few rows
+            document["choice"] = {"winner": self.choice.winner, "forms": finite.to_dict("records")}
         return document
 
 
@@ -201,7 +202,8 @@ def summary(found: Found) -> list[str | pd.DataFrame]:
     from jaxsat.report import tables
 
     law, free = found.law, [name for name, c in found.law.constants.items() if c.low < c.high]
-    error = 100 * np.sqrt(np.mean((found.rows[law.form.output] / found.rows["predicted"] - 1) ** 2))
+    of_one = np.exp(law.residuals) - 1 if law.scale == "log" else law.residuals
+    error = float(np.sqrt(np.mean(of_one**2)))
     said: list[str | pd.DataFrame] = [f"{law.form.formula}; {law.form.source}"]
     said += [f"left out: {rows} rows, which are not {rule!r}" for rule, rows in found.left_out.items()]
     said.append(tables.constants({"": law})[["constant", "value", "low", "high", "status"]])
@@ -211,10 +213,10 @@ def summary(found: Found) -> list[str | pd.DataFrame]:
         what = "its interval spans a factor above 100" if bounded else "its interval is unbounded"
         said.append(f"these rows do not identify {name}: {what}, from {low:.4g} to {high:.4g}")
     said.append("converged" if law.converged else "NOT CONVERGED: the constants may not be the optimum")
-    said.append(
-        f"{law.rows} rows, {len(free)} constants fitted, {100 * law.level:g} % intervals, root mean square error "
-        f"{error:.3g} %; objective {law.objective:.6g}, the sum of Huber terms of {law.scale} residuals"
-    )
+    error = f"{100 * error:.3g} %" if law.scale == "log" else f"{error:.3g}"
+    level = f"{100 * law.level:g} % intervals"
+    said.append(f"{law.rows} rows, {len(free)} constants fitted, {level}; root mean square error {error}")
+    said.append(f"objective {law.objective:.6g}, the sum of Huber terms of {law.scale} residuals")
     if {"A", "B", "alpha", "beta"} <= law.constants.keys():
         said.append(_optimum(law))
     if found.predictions:

@@ -151,6 +151,17 @@ def test_figures_of_a_law_of_one_input(run, home, suffix):
     assert (home / f"one.{suffix}").read_bytes()[:4] == {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xm"}[suffix]
 
 
+def test_json_has_what_was_asked_for_beyond_it_and_no_infinity(run):
+    """Six rows are too few for the AICc of five constants and a scale."""
+    few = table()[table()["seed"] == 1]["N"].nlargest(4).min()
+    argv = ["--bootstrap", "50", "--where", "seed == 1", "--where", f"N < {few}", "--compare", "power_law", "--x", "N"]
+    document = json.loads(run("t.csv", *argv, "--json"), parse_constant=pytest.fail)
+    assert list(document)[-2:] == ["left_out", "choice"] and document["rows"] == 6
+    assert document["left_out"] == {"seed == 1": 30, f"N < {few}": 4}
+    forms = {form["form"]: form for form in document["choice"]["forms"]}
+    assert forms["power_law"]["aicc"] == 0 and forms["chinchilla"]["aicc"] is None
+
+
 @pytest.mark.parametrize(
     "argv, said",
     [

@@ -112,7 +112,8 @@ def choose(
         aicc = _aicc(float(found.f_K[0]), len(loss_R), len(o.free), delta)
         rows.append((form.name, len(o.free), float(found.f_K[0]), aicc, errors[-1].mean()))
     table = pd.DataFrame(rows, columns=["form", "constants", "objective", "aicc", "cv_error"])
-    table["aicc"] -= table["aicc"].min()
+    if np.isfinite(table["aicc"].min()):
+        table["aicc"] -= table["aicc"].min()
     above = np.array(errors) - errors[int(table["cv_error"].argmin())]
     by_group = pd.DataFrame(above.T).groupby(group_R).mean()
     table["cv_above"], table["cv_se"] = above.mean(axis=1), by_group.sem().to_numpy()
