@@ -144,9 +144,9 @@ def fit(
     weights_R = row_weights(weights, rows)
     if not 0 < level < 1:
         raise InputError(f"level = {level}: must be between 0 and 1, such as 0.9")
-    least = math.ceil(round(2 / (1 - level), 6))
-    if bootstrap < least:
-        raise InputError(f"bootstrap = {bootstrap}: an interval of level {level} needs at least {least}")
+    fewest = math.ceil(round(2 / (1 - level), 6))
+    if bootstrap < fewest:
+        raise InputError(f"bootstrap = {bootstrap}: an interval of level {level} needs at least {fewest}")
     rng = np.random.default_rng(seed)
     resamples_BxR, units = _resamples(rng, rows, groups, bootstrap)
     quantiles = expanded_quantiles(level, units, n_free if groups is None else 1)
