@@ -3,7 +3,7 @@
 Godey, de la Clergerie and Sagot (2024), arXiv:2404.07647: small models saturate late in training, the spectrum of
 their output head degenerates as they do, and a head of low rank costs loss whatever the backbone.
 
-    jaxsat reproduce saturation                          laptop: 42 runs of width 8 to 64; 8 minutes on 2 cores
+    jaxsat reproduce saturation                          laptop: 42 runs of width 8 to 64; 5 minutes on 2 cores
     jaxsat reproduce saturation --scale workstation      width 64 to 512; about an hour on one GPU (not measured yet)
     jaxsat reproduce saturation --scale pod              the Pythia shapes on C4 (not measured yet)
 
@@ -46,7 +46,7 @@ def sweeps(scale: str) -> list[Sweep]:
             model = ModelConfig(vocab_size=1024, context=64)
             train = TrainConfig(steps=1500, batch_size=16, warmup_steps=30, schedule="linear", final_lr=0.0)
             base, widths, seeds = Run(model, train), (8, 16, 32, 64), (0, 1)
-            repeated = widths[:2]  # second seeds of all ranks at 32 and 64 too: 2 minutes more, and no other verdict
+            repeated = widths[:2]  # second seeds of all ranks at 32 and 64 too: 5.4 minutes, not 4.4; same verdicts
             ranks = {8: (2, 4, 8), 16: (2, 4, 8, 16), 32: (2, 4, 8, 16, 32), 64: (4, 8, 16, 32, 64)}
             budgets, probe = (375, 750), dict(steps=7500, rates=(0.04, 0.12))
         case "workstation":
