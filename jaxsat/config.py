@@ -109,7 +109,10 @@ class Run:
 
     @property
     def id(self) -> str:
-        return hashlib.sha256(dumps(self).encode()).hexdigest()[:12]
+        """A hash of what differs from the defaults, so that a field added later orphans no directory."""
+        defaults = flatten(Run())
+        differing = {key: value for key, value in flatten(override(self, {})).items() if value != defaults[key]}
+        return hashlib.sha256(_canonical(differing).encode()).hexdigest()[:12]
 
     @property
     def tokens_per_step(self) -> int:
@@ -134,7 +137,7 @@ class Layout:
 
 def dumps(config: Any) -> str:
     """Canonical JSON of a configuration: equal configurations give equal strings (1 and 1.0 are one learning rate)."""
-    return json.dumps(dataclasses.asdict(override(config, {})), sort_keys=True, separators=(",", ":"))
+    return _canonical(dataclasses.asdict(override(config, {})))
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -221,6 +224,10 @@ def checkpoint_steps(train: TrainConfig) -> tuple[int, ...]:
     k, n = train.checkpoint_every, train.steps
     powers = {2**i for i in range(n.bit_length()) if 2**i < min(k, n)}
     return tuple(sorted({0, n, *powers, *range(k, n, k)}))
+
+
+def _canonical(data: dict[str, Any]) -> str:
+    return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
 
 def _dotted(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,209 @@
+"""A claim is a value: what a paper says, an estimate with an interval, the region that it asserts. One function judges.
+
+    the scale lacks what the claim needs      not testable at this scale
+    the whole interval inside the region      reproduced
+    the whole interval outside it             not reproduced
+    else, or fewer than three units           undecided
+    a measure that is missing                 not measured
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from jaxsat.config import InputError, unknown
+from jaxsat.results import NotMeasured, Results
+
+Verdict = Literal["reproduced", "not reproduced", "undecided", "not testable at this scale", "not measured"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+Kind = Literal["paper", "follow-up", "check"]
+FEWEST_UNITS = 3
+
+# How far the paper's number can be trusted, in words for the reader of the page.
+ORIGINS = {
+    "full": "read in the paper",
+    "repo": "read in the authors' code",
+    "secondary": "as public summaries of the paper give it; not checked in its text",
+    "recalled": "recalled from memory; not checked in any source",
+    "derived": "derived by us, not stated by the paper",
+}
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A source. `id`: what files and pages call it."""
+
+    id: str
+    authors: str
+    year: int
+    title: str
+    where: str  # arXiv number, venue
+
+    def __str__(self) -> str:
+        return f"{self.authors} ({self.year}), {self.where}"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval over n units, which were drawn independently: runs for a claim across runs, documents
+    or items for one about a model's own curve. `how` says in words what was estimated and what the interval is.
+
+    An end may be infinite: no bound. Raises InputError when the value lies outside its interval or is no number.
+    """
+
+    value: float
+    low: float
+    high: float
+    unit: str
+    how: str
+    n: int
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.value <= self.high:
+            raise InputError(f"estimate {self.value} is not inside its interval [{self.low}, {self.high}]: {self.how}")
+
+
+@dataclass(frozen=True)
+class Region:
+    """What a claim asserts of its estimate: from `low` to `high`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            return f"above {self.low:g}"
+        return f"below {self.high:g}" if math.isinf(self.low) else f"between {self.low:g} and {self.high:g}"
+
+
+def above(low: float) -> Region:
+    return Region(low=low)
+
+
+def below(high: float) -> Region:
+    return Region(high=high)
+
+
+def between(low: float, high: float) -> Region:
+    return Region(low, high)
+
+
+def nothing(results: Results) -> str:
+    """Of a claim that can be tested at any scale."""
+    return ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement of a paper, and how it is tested.
+
+    says: the statement, with every threshold that decides in it. number: the paper's, as text; may be empty. origin: a
+    key of `ORIGINS`. estimate: raises NotMeasured where a measurement is missing. holds: where the interval must lie;
+    of a claim with a number this is its direction, and at the paper's own scale (`pod`) it is `at_pod`, the number with
+    its tolerance. needs: what the scale lacks to test this, "" for nothing; asked before training too, so of the runs
+    alone. kind: "check" (a theorem, a derivation of our own) is never counted.
+
+    Raises InputError on an origin or a kind that does not exist.
+    """
+
+    id: str
+    says: str
+    paper: Paper
+    number: str
+    origin: str
+    estimate: Callable[[Results], Estimate]
+    holds: Region
+    needs: Callable[[Results], str] = nothing
+    at_pod: Region | None = None
+    kind: Kind = "paper"
+
+    def __post_init__(self) -> None:
+        if self.origin not in ORIGINS:
+            raise unknown(f"origin of claim {self.id!r}", self.origin, ORIGINS)
+        if self.kind not in get_args(Kind):
+            raise unknown(f"kind of claim {self.id!r}", self.kind, get_args(Kind))
+
+    def region(self, scale: str) -> Region:
+        return self.at_pod if self.at_pod and scale == "pod" else self.holds
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim beside what was measured. `needs`: what is missing, of a verdict that has no estimate."""
+
+    claim: Claim
+    verdict: Verdict
+    region: Region
+    estimate: Estimate | None = None
+    needs: str = ""
+
+
+def judge(claim: Claim, results: Results) -> Judged:
+    """The verdict: see the head of this module."""
+    region = claim.region(results.scale)
+    try:
+        if lacking := claim.needs(results):
+            return Judged(claim, "not testable at this scale", region, needs=lacking)
+        estimate = claim.estimate(results)
+    except NotMeasured as e:
+        return Judged(claim, "not measured", region, needs=str(e))
+    return Judged(claim, verdict(estimate, region), region, estimate)
+
+
+def verdict(estimate: Estimate, region: Region) -> Verdict:
+    """Of an estimate that there is."""
+    if estimate.n < FEWEST_UNITS:
+        return "undecided"
+    if region.low < estimate.low and estimate.high < region.high:
+        return "reproduced"
+    if estimate.high <= region.low or estimate.low >= region.high:
+        return "not reproduced"
+    return "undecided"
+
+
+def tally(judged: Sequence[Judged]) -> dict[Paper, dict[Verdict, int]]:
+    """Verdicts counted by paper, in the order of `VERDICTS`; checks are not counted."""
+    counted = [j for j in judged if j.claim.kind != "check"]
+    return {
+        paper: {v: sum(j.verdict == v for j in counted if j.claim.paper == paper) for v in VERDICTS}
+        for paper in dict.fromkeys(j.claim.paper for j in counted)
+    }
+
+
+def headline(judged: Sequence[Judged]) -> list[str]:
+    """A sentence a paper, which counts only what this scale can test."""
+    return [f"{paper}: {_sentence(counts)}" for paper, counts in tally(judged).items()] or ["No claims were examined."]
+
+
+def _sentence(counts: dict[Verdict, int]) -> str:
+    untested = counts["not testable at this scale"]
+    tested = sum(counts.values()) - untested
+    if not tested:
+        return f"none of the {untested} claims can be tested at this scale."
+    yes = counts["reproduced"]
+    said = f"{yes} of the {tested} claims that this scale can test {'was' if yes == 1 else 'were'} reproduced"
+    others = [f"{n} {v}" for v, n in counts.items() if n and v in ("not reproduced", "undecided", "not measured")]
+    if others:
+        said += f" ({', '.join(others)})"
+    return said + (f"; {untested} more need{'s' if untested == 1 else ''} a larger one." if untested else ".")
+
+
+def to_json(judged: Sequence[Judged]) -> str:
+    """The text of claims.json: [{id, paper, kind, says, number, origin, verdict, region, estimate, needs}]; an end of an
+    interval that is no bound is null."""
+    documents = []
+    for j in judged:
+        c = j.claim
+        documents.append({
+            "id": c.id, "paper": str(c.paper), "kind": c.kind, "says": c.says, "number": c.number, "origin": c.origin,
+            "verdict": j.verdict, "region": str(j.region),
+            "estimate": j.estimate and _finite(dataclasses.asdict(j.estimate)), "needs": j.needs,
+        })  # fmt: skip
+    return json.dumps(documents, indent=1, allow_nan=False) + "\n"
+
+
+def _finite(values: dict[str, object]) -> dict[str, object]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

@@ -1,0 +1,104 @@
+"""What a study has found, read once and frozen: all that laws, claims and reports know.
+
+`runs`: a row a run that the experiment asks for, indexed by its id (which is the name of its series): a column a dotted
+configuration key, `params.total`, `params.nonembedding`, `params.head`, `tokens` of the whole run, `epochs` of its text,
+`state` (done, training, waiting or diverged) and `part` (the names of its parts, with commas between).
+`measurements`: a row a number: series, step, tokens, layer, index, metric, value; finite values only.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from jaxsat.config import InputError
+
+if TYPE_CHECKING:
+    from jaxsat.laws import Fit
+
+
+class NotMeasured(Exception):
+    """What a claim, a law or a chart asks for is not there (yet); the message says what."""
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """The numbers of one experiment at one scale. `parts`: name -> the ids of its runs. `laws`: the fitted ones."""
+
+    scale: str
+    runs: pd.DataFrame
+    measurements: pd.DataFrame
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    laws: Mapping[str, "Fit"] = field(default_factory=dict)
+
+    def select(self, part: str | Iterable[str] = (), where: str = "") -> pd.DataFrame:
+        """The rows of `runs` that are in any of the parts (all when none is named) and satisfy `where`, a rule in the
+        words of pandas' `query`, with dotted keys between backticks: "`model.width` < 64 and seed == 0".
+
+        Raises InputError for a part or a column that does not exist.
+        """
+        parts = (part,) if isinstance(part, str) else tuple(part)
+        for name in parts:
+            if name not in self.parts:
+                raise InputError(f"no part {name!r}; there are {', '.join(self.parts) or 'none'}")
+        chosen = self.runs
+        if parts:
+            ids = {id for name in parts for id in self.parts[name]}
+            chosen = chosen[chosen.index.isin(ids)]
+        if not where:
+            return chosen
+        try:
+            return chosen.query(where)
+        except (pd.errors.UndefinedVariableError, SyntaxError, TypeError, ValueError) as e:
+            raise InputError(f"{where!r}: {e}; the columns are {', '.join(self.runs.columns)}") from None
+
+    def count(self, where: str = "", part: str | Iterable[str] = ()) -> int:
+        """How many runs are so, trained or not: what `needs` of a claim may ask before any training."""
+        return len(self.select(part, where))
+
+    def rows(self, *metrics: str, part: str | Iterable[str] = (), where: str = "") -> pd.DataFrame:
+        """The measurements of `metrics`, with the columns of their runs beside them. Of series that are no runs
+        (`Computed`) those columns are missing; they are there only when neither `part` nor `where` chooses among runs.
+
+        Adds `rank`, the largest rank that the head can have, and `size`, the model's label in figures: "d = 64", or
+        "L = 2, d = 64" where depths differ. Ordered by size and rank, then series, metric, step, layer, index.
+        Raises NotMeasured when there are none.
+        """
+        rows = self.measurements
+        if metrics:
+            rows = rows[rows["metric"].isin(metrics)]
+        chosen = self.select(part, where)
+        columns = sized(chosen).drop(columns="tokens", errors="ignore").rename_axis(None)
+        rows = rows.merge(columns, left_on="series", right_index=True, how="inner" if part or where else "left")
+        if rows.empty:
+            raise NotMeasured(", ".join(metrics) + (f" of {part}" if part else "") + (f" where {where}" if where else ""))
+        order = ["model.width", "model.depth", "rank", "series", "metric", "step", "layer", "index"]
+        return rows.sort_values([key for key in order if key in rows], kind="stable", ignore_index=True)
+
+    def last(self, metric: str, part: str | Iterable[str] = (), where: str = "") -> pd.DataFrame:
+        """The rows of one metric at the last step of each run that was trained and measured to its end."""
+        rows = self.rows(metric, part=part, where=where)
+        rows = rows[rows["step"].eq(rows["train.steps"]) & rows["state"].ne("diverged")]
+        if rows.empty:
+            raise NotMeasured(f"{metric} at the end of a run" + (f" of {part}" if part else ""))
+        return rows.reset_index(drop=True)
+
+    def law(self, name: str) -> "Fit":
+        """Raises NotMeasured when it was not fitted."""
+        if name not in self.laws:
+            raise NotMeasured(f"the law {name!r}")
+        return self.laws[name]
+
+
+def sized(runs: pd.DataFrame) -> pd.DataFrame:
+    """`runs` with `rank` and `size` beside the configuration keys."""
+    if "model.width" not in runs:
+        return runs
+    full = runs[["model.width", "model.vocab_size"]].min(axis=1)
+    rank = pd.to_numeric(runs["model.head_rank"]).fillna(np.inf)
+    label = "d = " + runs["model.width"].astype(str)
+    if runs["model.depth"].nunique() > 1:
+        label = "L = " + runs["model.depth"].astype(str) + ", " + label
+    return runs.assign(rank=np.minimum(full, rank).astype(int), size=label)
