@@ -2,7 +2,7 @@
 
 from jaxsat.model.counts import ParameterCounts, count_parameters, flops_per_token, step_bytes
 from jaxsat.model.families import PYTHIA, llama, neox, pythia
-from jaxsat.model.loss import cross_entropy
+from jaxsat.model.loss import cross_entropy, token_losses
 from jaxsat.model.sharding import split_dimension
 from jaxsat.model.transformer import Params, head, hidden, init, logits
 
@@ -22,4 +22,5 @@ __all__ = [
     "pythia",
     "split_dimension",
     "step_bytes",
+    "token_losses",
 ]

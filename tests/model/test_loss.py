@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsat.model import cross_entropy
+from jaxsat.model import cross_entropy, token_losses
 
 
 def oracle(z_BxTxR, w_RxV, targets_BxT):
@@ -98,3 +98,13 @@ def test_vmapped_over_a_pack_is_each_member():
         np.testing.assert_allclose(losses[i], loss, rtol=1e-6)
         np.testing.assert_allclose(dz[i], dz_i, rtol=1e-4, atol=1e-8)
         np.testing.assert_allclose(dw[i], dw_i, rtol=1e-4, atol=1e-8)
+
+
+def test_losses_of_single_tokens_are_those_whose_mean_is_the_loss():
+    z, w, targets = example(3, 101, 12, 1000)
+    nats = jax.jit(token_losses)(z, w, targets)
+    assert nats.shape == targets.shape and nats.dtype == jnp.float32 and not nats[targets < 0].any()
+    for b, t in ((0, 0), (0, 1), (2, 50), (1, 100)):  # first and last of V; a later chunk
+        one = np.where((np.arange(3)[:, None] == b) & (np.arange(101) == t), np.abs(targets), -1)
+        assert jax.jit(token_losses)(z, w, np.abs(targets))[b, t] == pytest.approx(oracle(z, w, one)[0], rel=2e-6)
+    assert nats.sum() / (targets >= 0).sum() == pytest.approx(oracle(z, w, targets)[0], rel=2e-6)
