@@ -17,6 +17,7 @@ from jaxsat.claims.claim import (
     to_json,
     verdict,
 )
+from jaxsat.claims.estimates import association, contrast, knee, late_level, late_rise, mean_over, slope
 
 __all__ = [
     "ORIGINS",
@@ -27,10 +28,17 @@ __all__ = [
     "Paper",
     "Region",
     "above",
+    "association",
     "below",
     "between",
+    "contrast",
     "headline",
     "judge",
+    "knee",
+    "late_level",
+    "late_rise",
+    "mean_over",
+    "slope",
     "tally",
     "to_json",
     "verdict",

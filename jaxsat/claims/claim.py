@@ -1,13 +1,12 @@
 """A claim is a value: what a paper says, an estimate with an interval, the region that it asserts. One function judges.
 
-    the scale lacks what the claim needs      not testable at this scale
-    the whole interval inside the region      reproduced
-    the whole interval outside it             not reproduced
-    else, or fewer than three units           undecided
-    a measure that is missing                 not measured
+the scale lacks what the claim needs      not testable at this scale
+the whole interval inside the region      reproduced
+the whole interval outside it             not reproduced
+else, or fewer than three units           undecided
+a measure that is missing                 not measured
 """
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -51,7 +50,8 @@ class Estimate:
     """A value with its interval over n units, which were drawn independently: runs for a claim across runs, documents
     or items for one about a model's own curve. `how` says in words what was estimated and what the interval is.
 
-    An end may be infinite: no bound. Raises InputError when the value lies outside its interval or is no number.
+    unit: of the value ("%", "nats"). An end may be infinite: no bound. Raises InputError when the value is not finite
+    or lies outside its interval, or when there is nothing that it is over.
     """
 
     value: float
@@ -62,16 +62,35 @@ class Estimate:
     n: int
 
     def __post_init__(self) -> None:
-        if not self.low <= self.value <= self.high:
-            raise InputError(f"estimate {self.value} is not inside its interval [{self.low}, {self.high}]: {self.how}")
+        if not (self.low <= self.value <= self.high and math.isfinite(self.value)):
+            raise InputError(f"{self.how}: {self.value} is no number inside its interval [{self.low}, {self.high}]")
+        if self.n < 1:
+            raise InputError(f"{self.how}: an estimate is over one unit at least, this one over {self.n}")
 
 
 @dataclass(frozen=True)
 class Region:
-    """What a claim asserts of its estimate: from `low` to `high`."""
+    """What a claim asserts of its estimate: it lies between `low` and `high`, which do not belong to it.
+
+    Raises InputError for a region that is empty, or that everything lies in.
+    """
 
     low: float = -math.inf
     high: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high or math.isinf(self.low) and math.isinf(self.high):
+            raise InputError(f"a claim's region goes from a number up to a greater one, not {self.low} to {self.high}")
+
+    def holds(self, estimate: Estimate) -> bool:
+        """Whether the whole interval is inside; an end without a bound is, where the region has none either."""
+        return (self.low < estimate.low or math.isinf(self.low)) and (
+            estimate.high < self.high or math.isinf(self.high)
+        )
+
+    def excludes(self, estimate: Estimate) -> bool:
+        """Whether the whole interval is outside."""
+        return estimate.high <= self.low or estimate.low >= self.high
 
     def __str__(self) -> str:
         if math.isinf(self.high):
@@ -142,7 +161,7 @@ class Judged:
 
 
 def judge(claim: Claim, results: Results) -> Judged:
-    """The verdict: see the head of this module."""
+    """The verdict: see the head of this module. An InputError of the claim's own functions names the claim."""
     region = claim.region(results.scale)
     try:
         if lacking := claim.needs(results):
@@ -150,6 +169,10 @@ def judge(claim: Claim, results: Results) -> Judged:
         estimate = claim.estimate(results)
     except NotMeasured as e:
         return Judged(claim, "not measured", region, needs=str(e))
+    except InputError as e:
+        raise InputError(f"claim {claim.id!r}: {e}") from None
+    if not isinstance(estimate, Estimate):
+        raise InputError(f"claim {claim.id!r}: its estimate must be an Estimate with an interval, not {estimate!r}")
     return Judged(claim, verdict(estimate, region), region, estimate)
 
 
@@ -157,11 +180,9 @@ def verdict(estimate: Estimate, region: Region) -> Verdict:
     """Of an estimate that there is."""
     if estimate.n < FEWEST_UNITS:
         return "undecided"
-    if region.low < estimate.low and estimate.high < region.high:
+    if region.holds(estimate):
         return "reproduced"
-    if estimate.high <= region.low or estimate.low >= region.high:
-        return "not reproduced"
-    return "undecided"
+    return "not reproduced" if region.excludes(estimate) else "undecided"
 
 
 def tally(judged: Sequence[Judged]) -> dict[Paper, dict[Verdict, int]]:
@@ -174,36 +195,40 @@ def tally(judged: Sequence[Judged]) -> dict[Paper, dict[Verdict, int]]:
 
 
 def headline(judged: Sequence[Judged]) -> list[str]:
-    """A sentence a paper, which counts only what this scale can test."""
+    """A sentence a paper: what was reproduced of the claims that this scale can test, and how many it cannot."""
     return [f"{paper}: {_sentence(counts)}" for paper, counts in tally(judged).items()] or ["No claims were examined."]
 
 
 def _sentence(counts: dict[Verdict, int]) -> str:
-    untested = counts["not testable at this scale"]
+    yes, untested = counts["reproduced"], counts["not testable at this scale"]
     tested = sum(counts.values()) - untested
-    if not tested:
-        return f"none of the {untested} claims can be tested at this scale."
-    yes = counts["reproduced"]
-    said = f"{yes} of the {tested} claims that this scale can test {'was' if yes == 1 else 'were'} reproduced"
-    others = [f"{n} {v}" for v, n in counts.items() if n and v in ("not reproduced", "undecided", "not measured")]
-    if others:
-        said += f" ({', '.join(others)})"
-    return said + (f"; {untested} more need{'s' if untested == 1 else ''} a larger one." if untested else ".")
+    others = [f"{counts[v]} {v}" for v in ("not reproduced", "undecided", "not measured") if counts[v]]
+    said = [", ".join([f"{yes} of {_claims(tested)} reproduced", *others])] if tested else []
+    if untested:
+        said.append(f"{untested if tested else _claims(untested)} not testable at this scale")
+    return "; ".join(said) + "."
+
+
+def _claims(n: int) -> str:
+    return f"{n} claim{'' if n == 1 else 's'}"
 
 
 def to_json(judged: Sequence[Judged]) -> str:
-    """The text of claims.json: [{id, paper, kind, says, number, origin, verdict, region, estimate, needs}]; an end of an
-    interval that is no bound is null."""
+    """The text of claims.json: [{id, paper, kind, says, number, origin, verdict, region, estimate, needs}]; an end of
+    an interval that is no bound is null."""
     documents = []
     for j in judged:
         c = j.claim
         documents.append({
             "id": c.id, "paper": str(c.paper), "kind": c.kind, "says": c.says, "number": c.number, "origin": c.origin,
-            "verdict": j.verdict, "region": str(j.region),
-            "estimate": j.estimate and _finite(dataclasses.asdict(j.estimate)), "needs": j.needs,
+            "verdict": j.verdict, "region": str(j.region), "estimate": j.estimate and _plain(j.estimate),
+            "needs": j.needs,
         })  # fmt: skip
     return json.dumps(documents, indent=1, allow_nan=False) + "\n"
 
 
-def _finite(values: dict[str, object]) -> dict[str, object]:
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+def _plain(estimate: Estimate) -> dict[str, object]:
+    """As JSON can say it: numbers of Python's own, null for what is not finite."""
+    ends = {name: float(getattr(estimate, name)) for name in ("value", "low", "high")}
+    ends = {name: end if math.isfinite(end) else None for name, end in ends.items()}
+    return ends | {"unit": estimate.unit, "how": estimate.how, "n": int(estimate.n)}

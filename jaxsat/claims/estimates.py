@@ -1,0 +1,230 @@
+"""What claims are decided by: numbers in, an `Estimate` with its 90 % interval out.
+
+Each is one rule, stated here and simulated in tests/claims/simulations.py with and without what it looks for; the share
+of wrong verdicts is in docs/verdicts.md. Of a claim with one bound ("above 0") 90 % means 5 % wrong. Where the numbers
+give no bound the interval is infinite; where there are no numbers they raise NotMeasured.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import optimize, special
+
+from jaxsat.claims.claim import Estimate
+from jaxsat.config import InputError
+from jaxsat.results import NotMeasured
+
+LEVEL = 0.9
+FEWEST_RUNS = 5  # of an association; each control takes one more
+FEWEST_WINDOWS = 5  # of a curve after its first tenth: fewer tell nothing of its jitter
+
+
+def mean_over(values: Sequence[float] | pd.Series, unit: str, how: str) -> Estimate:
+    """The mean of one value a run (or other independent unit), with Student's t over them. unit: of the values.
+
+    Raises NotMeasured when there are none.
+    """
+    values = _finite(values, how)
+    if not values.size:
+        raise NotMeasured(how)
+    return _student(values.mean(), _variance(values) / values.size, values.size - 1, unit, how, values.size)
+
+
+def contrast(a: pd.Series, b: pd.Series, unit: str, how: str) -> Estimate:
+    """The mean of `a` less that of `b`, whose indexes say which unit each value is of.
+
+    Paired over the common index where one index holds the other (the same seeds with and without weight decay), else
+    of two samples of unequal variance (Welch); n is then the smaller of the two. Raises NotMeasured when one is empty.
+    """
+    for series in (a, b):
+        _finite(series, how)
+        if series.index.has_duplicates:
+            raise InputError(f"{how}: two values of {series.index[series.index.duplicated()][0]!r}; a unit has one")
+    if a.empty or b.empty:
+        raise NotMeasured(how)
+    common = a.index.intersection(b.index)
+    if len(common) == min(len(a), len(b)):
+        return mean_over(a[common] - b[common], unit, f"{how}; {len(common)} pairs")
+    how = f"{how}; {len(a)} against {len(b)}"
+    parts = [(_variance(series.to_numpy()) / len(series), len(series) - 1) for series in (a, b)]
+    variance, dof = _sum_of_variances(parts)
+    return _student(a.mean() - b.mean(), variance, dof, unit, how, min(len(a), len(b)))
+
+
+def late_rise(nats_CxM: np.ndarray, tokens_C: Sequence[float] | None = None) -> Estimate:
+    """How far the loss of one run ends above its own earlier level, in per cent; below zero while it still falls.
+
+    nats_CxM: mean nats a token of each of M documents at C checkpoints in order; tokens_C: seen by then (None: evenly
+    spaced). The last tenth of the tokens is compared with an earlier window of as many checkpoints, chosen by its two
+    neighbours on one half of the documents and valued on the other half, both ways, so that neither the jitter of
+    checkpoints nor the choice of documents makes a rise. The interval holds both: the spread over documents, and
+    what jitter, which all documents share, does to the mean of a window.
+
+    Raises NotMeasured for fewer than five such windows after the first tenth of training, or fewer than two documents.
+    """
+    how = "mean loss of the last tenth of training above the least earlier level; documents paired, jitter included"
+    nats_CxM = np.asarray(nats_CxM, float)
+    if nats_CxM.ndim != 2 or not np.isfinite(nats_CxM).all():
+        raise InputError(f"{how}: needs a finite loss of each document at each checkpoint")
+    n_documents = nats_CxM.shape[1]
+    if n_documents < 2:
+        raise NotMeasured(f"{how}: two documents at least, there are {n_documents}")
+    means_KxM, width = _windows(nats_CxM, tokens_C, how)
+    rise_M, early_M = np.empty(n_documents), np.empty(n_documents)
+    for half in (0, 1):
+        k = _least(means_KxM[:, 1 - half :: 2].mean(axis=1), width)
+        early_M[half::2] = means_KxM[k, half::2]
+        rise_M[half::2] = means_KxM[-1, half::2] - early_M[half::2]
+    over_documents = _variance(rise_M) / n_documents, n_documents - 1
+    variance, dof = _sum_of_variances([over_documents, _jitter(means_KxM.mean(axis=1), width)])
+    percent = 100 / early_M.mean()
+    return _student(rise_M.mean() * percent, variance * percent**2, dof, "%", how, n_documents)
+
+
+def late_level(values_C: Sequence[float], tokens_C: Sequence[float] | None = None) -> float:
+    """How far a metric without documents ends above its least level after the first tenth of training, where it spikes:
+    the windows of `late_rise`. One number a run, for `mean_over` or `association`; jitter alone gives zero on average.
+
+    Raises NotMeasured for fewer than five windows of a tenth after the first tenth of training.
+    """
+    how = "mean of the last tenth of training above the least earlier level"
+    means_K, width = _windows(_finite(values_C, how), tokens_C, how)
+    return float(means_K[-1] - means_K[_least(means_K, width)])
+
+
+def association(
+    x: pd.Series | Sequence[float], y: pd.Series | Sequence[float], how: str, controls: pd.DataFrame | None = None
+) -> Estimate:
+    """Spearman's correlation over runs; with `controls`, what is left of it once their ranks are regressed out of both.
+
+    Series are matched by their index; runs that lack a number are left out. The interval is Fisher's with the variance
+    of Bonett & Wright (2000), a degree less for each control. Fewer than five runs and controls: no bound.
+    """
+    table = _matched(how, {"x": x, "y": y}, controls)
+    n, n_controls = len(table), table.shape[1] - 2
+    if n == 0:
+        raise NotMeasured(how)
+    ranks = table.rank().to_numpy()
+    design = np.column_stack([np.ones(n), ranks[:, 2:]])
+    x_n, y_n = (ranks[:, :2] - design @ np.linalg.lstsq(design, ranks[:, :2])[0]).T
+    # What the controls explain to the last digit has no rank left: no association, and no bound.
+    told = min(np.ptp(x_n), np.ptp(y_n)) > 1e-9 * n
+    r = float(np.clip(x_n @ y_n / np.sqrt((x_n @ x_n) * (y_n @ y_n)), -1, 1)) if told else 0.0
+    if not told or n < FEWEST_RUNS + n_controls:
+        return Estimate(r, -np.inf, np.inf, "", how, n)
+    # Ranks of few runs agree wholly by chance, so r = 1 is taken as a little less.
+    most = 1 - 1 / n**2
+    z = np.arctanh(np.clip(r, -most, most))
+    half = special.ndtri((1 + LEVEL) / 2) * np.sqrt((1 + r**2 / 2) / (n - n_controls - 3))
+    low, high = np.tanh([z - half, z + half])
+    return Estimate(r, min(low, r), max(high, r), "", how, n)
+
+
+def slope(
+    x: pd.Series | Sequence[float],
+    y: pd.Series | Sequence[float],
+    unit: str,
+    how: str,
+    groups: pd.Series | Sequence | None = None,
+) -> Estimate:
+    """The least-squares slope of y on x. unit: of y a unit of x.
+
+    With `groups` (a name for each point: the series of one width and seed) the mean of each group's own slope, with
+    Student's t over groups; a group at one x has none. Without, every point is a unit. Series are matched by index.
+    Raises NotMeasured when there is no slope.
+    """
+    table = _matched(how, {"x": x, "y": y} | ({} if groups is None else {"group": groups}))
+    if groups is not None:
+        slopes = [_line(points)[0] for _, points in table.groupby("group") if points["x"].nunique() > 1]
+        return mean_over(slopes, unit, f"{how}; mean of {len(slopes)} slopes")
+    if table["x"].nunique() < 2:
+        raise NotMeasured(how)
+    return _student(*_line(table), len(table) - 2, unit, how, len(table))
+
+
+def knee(ranks_K: Sequence[float], losses_K: Sequence[float], excess: float = 0.01) -> float:
+    """The rank at which the loss comes within `excess` of the full head's, which is that of the largest rank.
+
+    Interpolated in log rank on the nearest curve that never rises (isotonic), so that neither a step of the grid nor
+    noise of a single rank decides. nan where the grid does not hold it: the first rank is within, or the last alone.
+    """
+    order = np.argsort(ranks_K)
+    log_K = np.log(np.asarray(ranks_K, float)[order])
+    loss_K = optimize.isotonic_regression(np.asarray(losses_K, float)[order], increasing=False).x
+    above_K = loss_K - (1 + excess) * loss_K[-1]
+    k = int((above_K > 0).sum())  # the first within
+    if k == 0 or k == len(above_K) - 1:
+        return np.nan
+    share = above_K[k - 1] / (above_K[k - 1] - above_K[k])
+    return float(np.exp(log_K[k - 1] + share * (log_K[k] - log_K[k - 1])))
+
+
+def _finite(values: Sequence[float] | pd.Series, how: str) -> np.ndarray:
+    values = np.asarray(values, float)
+    if values.ndim != 1 or not np.isfinite(values).all():
+        raise InputError(f"{how}: needs a list of finite numbers")
+    return values
+
+
+def _matched(how: str, columns: dict[str, object], controls: pd.DataFrame | None = None) -> pd.DataFrame:
+    """A row a unit that has all numbers; Series are matched by their index."""
+    try:
+        table = pd.DataFrame(columns)
+        if controls is not None:
+            table = table.join(controls.add_prefix("control."))
+    except ValueError as e:
+        raise InputError(f"{how}: {e}") from None
+    return table.dropna()
+
+
+def _line(points: pd.DataFrame) -> tuple[float, float]:
+    """The least-squares slope of y on x and its variance."""
+    x, y = (points[name].to_numpy(float) - points[name].mean() for name in ("x", "y"))
+    b = x @ y / (x @ x)
+    return b, ((y - b * x) ** 2).sum() / max(len(x) - 2, 1) / (x @ x)
+
+
+def _windows(values_CxM: np.ndarray, tokens_C: Sequence[float] | None, how: str) -> tuple[np.ndarray, int]:
+    """After the first tenth of the tokens: means over every window of as many checkpoints as the last tenth has, in
+    order (the last is the late one), and that number of checkpoints."""
+    tokens_C = np.arange(1.0, len(values_CxM) + 1) if tokens_C is None else _finite(tokens_C, how)
+    if len(tokens_C) != len(values_CxM) or (np.diff(tokens_C) <= 0).any():
+        raise InputError(f"{how}: needs the tokens of each of the {len(values_CxM)} checkpoints, in rising order")
+    width = int((tokens_C > 0.9 * tokens_C[-1]).sum())
+    after = values_CxM[tokens_C > 0.1 * tokens_C[-1]]
+    if len(after) < FEWEST_WINDOWS * width:
+        raise NotMeasured(f"{how}: {FEWEST_WINDOWS * width} checkpoints after the first tenth, there are {len(after)}")
+    return np.lib.stride_tricks.sliding_window_view(after, width, axis=0).mean(axis=-1), width
+
+
+def _least(means_K: np.ndarray, width: int) -> int:
+    """The window before the late one whose two neighbours are least. Chosen by itself it would be low by its jitter."""
+    return width + int((means_K[: -2 * width] + means_K[2 * width :]).argmin())
+
+
+def _jitter(means_K: np.ndarray, width: int) -> tuple[float, int]:
+    """The variance that jitter gives to the difference of two windows, and its degrees of freedom: from the third
+    differences of windows in a row, which the trend and the bend of a curve leave at zero; jitter alone gives them 20
+    times the variance of one. Their median size, as where the curve turns they are no jitter."""
+    a, b, c, d = (means_K[i * width : len(means_K) - (3 - i) * width] for i in range(4))
+    deviation = np.median(np.abs(a - 3 * b + 3 * c - d)) / special.ndtri(0.75)
+    n_windows = (len(means_K) + width - 1) // width
+    return 2 * deviation**2 / 20, n_windows - 3
+
+
+def _variance(values: np.ndarray) -> float:
+    return float(np.var(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def _sum_of_variances(parts: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """The sum, with the degrees of freedom of Welch and Satterthwaite."""
+    total = sum(variance for variance, _ in parts)
+    if min(dof for _, dof in parts) < 1 or total == 0:
+        return total, min(dof for _, dof in parts)
+    return total, total**2 / sum(variance**2 / dof for variance, dof in parts)
+
+
+def _student(value: float, variance: float, dof: float, unit: str, how: str, n: int) -> Estimate:
+    half = special.stdtrit(dof, (1 + LEVEL) / 2) * np.sqrt(variance) if dof > 0 else np.inf
+    return Estimate(float(value), float(value - half), float(value + half), unit, how, n)
