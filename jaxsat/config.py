@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import math
+import numbers
 import types
 import typing
 from dataclasses import dataclass, field
@@ -23,10 +24,25 @@ class Preempted(Exception):
     """SIGTERM arrived; the state is saved, and the same command continues."""
 
 
+# What other libraries call our keys.
+SYNONYMS = {"layers": "depth", "n_layers": "depth", "num_layers": "depth", "n_layer": "depth", "d_model": "width",
+            "hidden_size": "width", "n_embd": "width", "n_heads": "heads", "num_heads": "heads", "d_ff": "ffn_width",
+            "context_length": "context", "seq_len": "context", "vocab": "vocab_size", "rank": "head_rank",
+            "warmup": "warmup_steps", "max_lr": "learning_rate", "dataset": "corpus"}  # fmt: skip
+
+
 def unknown(kind: str, name: str, known: typing.Iterable[str]) -> InputError:
-    """The error for a name that does not exist: names it, suggests the nearest, lists what there is."""
+    """The error for a name that does not exist: names it, suggests the nearest, lists what there is.
+
+    Nearest: another library's word for it, then what it abbreviates (lr), then the most alike.
+    """
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
+    section, _, last = name.rpartition(".")
+    words = {key: key.rpartition(".")[2] for key in known}
+    near = [key for key in known if words[key] == SYNONYMS.get(last)]
+    near += [key for key in known if "_" in words[key] and last == "".join(word[0] for word in words[key].split("_"))]
+    near.sort(key=lambda key: key.rpartition(".")[0] != section)
+    near += difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
     return InputError(f"unknown {kind} {name!r}; {hint}")
 
@@ -72,7 +88,7 @@ class TrainConfig:
     steps: int = 1500
     batch_size: int = 16  # rows a step, over all devices
     learning_rate: float = 6e-3  # peak
-    warmup_steps: int = 30
+    warmup_steps: int | None = None  # None: 30, or a tenth of the steps where that is less
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     decay_fraction: float = 0.2  # of the steps; linear only
     final_lr: float = 0.1  # of the peak, at the last step
@@ -83,6 +99,10 @@ class TrainConfig:
     eps: float = 1e-8
     clip_norm: float = 1.0
     checkpoint_every: int = 250  # steps; below it at 0 and at the powers of two
+
+    @property
+    def warmup(self) -> int:
+        return min(30, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
 
 
 @dataclass(frozen=True)
@@ -204,7 +224,7 @@ def validate(run: Run) -> Run:
     for key in ("beta1", "beta2"):
         if getattr(t, key) >= 1:
             raise InputError(f"train.{key} = {getattr(t, key)}: must be below 1")
-    if t.warmup_steps > t.steps:
+    if t.warmup > t.steps:
         raise InputError(f"train.warmup_steps = {t.warmup_steps} is above train.steps = {t.steps}")
     if not d.corpus:
         raise InputError("data.corpus is empty: name at least one corpus or file")
@@ -259,6 +279,8 @@ def _unflatten(cls: type, values: dict[str, Any], prefix: str = "") -> Any:
 def _typed(key: str, value: Any, hint: Any) -> Any:
     """`value` as `hint`, where that loses nothing: ints for floats, lists for tuples."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(value, numbers.Number) and hasattr(value, "item"):  # NumPy's
+        value = value.item()
     if origin in (types.UnionType, typing.Union):
         return None if value is None else _typed(key, value, args[0])
     if origin is Literal:

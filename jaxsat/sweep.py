@@ -30,6 +30,7 @@ def product(*parts: Axes | Sequence[Point]) -> list[Point]:
 
 def zipped(axes: Axes) -> list[Point]:
     """The i-th value of every key together. Raises InputError when lengths differ."""
+    _axes(axes)
     lengths = {key: len(values) for key, values in axes.items()}
     if len(set(lengths.values())) > 1:
         raise InputError(f"zipped keys have different lengths: {lengths}")
@@ -49,8 +50,14 @@ class Sweep:
     base: Run
     points: Sequence[Point] = ({},)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not isinstance(self.base, Run):
+            raise InputError(f"Sweep({self.name!r:.40}, {self.base!r:.40}): needs a name, a base Run and points")
+
     @property
     def runs(self) -> tuple[Run, ...]:
+        if isinstance(self.points, Mapping) or not all(isinstance(point, Mapping) for point in self.points):
+            raise InputError(f"sweep {self.name!r}: points must be a list of {{key: value}}, as product({{...}}) gives")
         runs = []
         for i, point in enumerate(self.points):
             try:
@@ -121,6 +128,9 @@ def describe_packs(packs: Sequence[Pack]) -> str:
 
 def _axes(part: Axes | Sequence[Point]) -> list[list[Point]]:
     if isinstance(part, Mapping):
+        for key, values in part.items():
+            if isinstance(values, str) or not isinstance(values, Iterable):
+                raise InputError(f"{key} = {values!r}: an axis is a list of values, such as [{values!r}]")
         return [[{key: value} for value in values] for key, values in part.items()]
     return [list(part)]
 

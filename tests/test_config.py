@@ -1,7 +1,9 @@
 import dataclasses
+import hashlib
 import json
 import typing
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,11 +53,84 @@ def test_flatten_is_undone_by_override(run):
     assert override(Run(), flatten(run)) == run
 
 
-def test_ids_do_not_drift():
-    """A changed id orphans every directory on disk: let it change only with a change of what a run is."""
-    assert dumps(Run(seed=3)).startswith('{"data":{"corpus":["bible_web","bible_basic"],"heldout_fraction":0.02,')
-    assert Run().id == "de52210a5945"
-    assert override(Run(), {"model.head_rank": 8, "seed": 1}).id == "5217e81635f9"
+# As they were when ids began to be hashes of what differs from them. A changed default changes the meaning of every id
+# on disk; a new field goes below, with the default under which the old runs were trained.
+DEFAULTS = {
+    "model.depth": 2,
+    "model.width": 64,
+    "model.heads": 4,
+    "model.kv_heads": None,
+    "model.ffn_width": None,
+    "model.context": 64,
+    "model.vocab_size": 1024,
+    "model.head_rank": None,
+    "model.tied_head": False,
+    "model.norm": "rms",
+    "model.norm_eps": 1e-05,
+    "model.activation": "gelu",
+    "model.positions": "rotary",
+    "model.rotary_fraction": 1.0,
+    "model.rotary_base": 10000.0,
+    "model.parallel_residual": False,
+    "model.bias": False,
+    "model.scan_layers": False,
+    "model.compute_dtype": "float32",
+    "train.steps": 1500,
+    "train.batch_size": 16,
+    "train.learning_rate": 0.006,
+    "train.warmup_steps": None,
+    "train.schedule": "cosine",
+    "train.decay_fraction": 0.2,
+    "train.final_lr": 0.1,
+    "train.weight_decay": 0.1,
+    "train.init_scale": 1.0,
+    "train.beta1": 0.9,
+    "train.beta2": 0.95,
+    "train.eps": 1e-08,
+    "train.clip_norm": 1.0,
+    "train.checkpoint_every": 250,
+    "data.corpus": ("bible_web", "bible_basic"),
+    "data.tokenizer": "bpe",
+    "data.heldout_fraction": 0.02,
+    "data.heldout_tokens": 50000,
+    "seed": 0,
+    "data_seed": None,
+}
+
+
+def test_defaults_are_frozen():
+    assert flatten(Run()) == DEFAULTS
+
+
+def test_ids_hash_what_differs_from_the_defaults():
+    assert Run().id == hashlib.sha256(b"{}").hexdigest()[:12]
+    run = override(Run(), {"model.head_rank": 8, "seed": 1})
+    assert run.id == hashlib.sha256(b'{"model.head_rank":8,"seed":1}').hexdigest()[:12]
+    assert override(run, {"model.head_rank": None, "seed": 0}).id == Run().id
+
+
+def test_numbers_of_numpy_are_numbers():
+    point = {"seed": np.int64(3), "train.learning_rate": np.float32(0.5), "model.width": np.arange(32, 65, 32)[1]}
+    run = override(Run(), point)
+    assert run == override(Run(), {"seed": 3, "train.learning_rate": 0.5, "model.width": 64}) and type(run.seed) is int
+
+
+def test_defaults_do_not_contradict():
+    for steps in (1, 5, 20, 299, 300):
+        assert validate(Run(train=TrainConfig(steps=steps))).train.warmup == min(30, steps // 10)
+    with pytest.raises(InputError, match="train.warmup_steps = 30 is above train.steps = 20"):
+        validate(Run(train=TrainConfig(steps=20, warmup_steps=30)))
+
+
+@pytest.mark.parametrize(
+    "key, meant",
+    [("train.lr", "train.learning_rate"), ("train.wd", "train.weight_decay"), ("lr", "train.learning_rate"),
+     ("model.d_model", "model.width"), ("model.n_layers", "model.depth"), ("train.bs", "train.batch_size"),
+     ("model.rank", "model.head_rank"), ("model.widht", "model.width")],
+)  # fmt: skip
+def test_the_key_that_was_meant_is_suggested(key, meant):
+    with pytest.raises(InputError, match=f"did you mean {meant!r}"):
+        override(Run(), {key: 1})
 
 
 def test_equal_runs_have_equal_ids():
@@ -82,7 +157,7 @@ def test_every_key_changes_the_id(key):
     [
         ({"model": {"widht": 8}}, "unknown configuration key 'model.widht'; did you mean 'model.width'?"),
         ({"modle": {"width": 8}}, "unknown configuration key 'modle.width'; did you mean 'model.width'?"),
-        ({"train": {"lr": 1.0}}, "unknown configuration key 'train.lr'; did you mean 'train.final_lr'?"),
+        ({"train": {"lr": 1.0}}, "unknown configuration key 'train.lr'; did you mean 'train.learning_rate'?"),
         ({"zzz": 1}, "unknown configuration key 'zzz'; known: data.corpus, "),
         ({"model": {"width": 8.5}}, "model.width = 8.5: must be of type int"),
         ({"model": {"width": "8"}}, "model.width = '8': must be of type int"),

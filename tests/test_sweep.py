@@ -119,3 +119,18 @@ def test_no_pack_is_larger_than_what_fits(n_runs, multiple, times):
     packs = make_packs(runs, lambda run, n: (multiple, multiple * times))
     assert [run for p in packs for run in p.runs] == runs
     assert all(len(p.runs) % multiple == 0 for p in packs[:-1]) and max(len(p.runs) for p in packs) <= multiple * times
+
+
+@pytest.mark.parametrize(
+    "wrong, problem",
+    [
+        (lambda: product({"seed": 3}), r"seed = 3: an axis is a list of values, such as \[3\]"),
+        (lambda: product({"model.norm": "rms"}), "model.norm = 'rms': an axis is a list"),
+        (lambda: zipped({"seed": [1], "data_seed": 2}), "data_seed = 2: an axis"),
+        (lambda: Sweep("main", Run(), {"seed": [0, 1]}).runs, r"points must be a list .* as product\(\{...\}\) gives"),
+        (lambda: Sweep(Run(), [{}]), "needs a name, a base Run and points"),
+    ],
+)
+def test_a_slip_in_a_sweep_is_named(wrong, problem):
+    with pytest.raises(InputError, match=problem):
+        wrong()

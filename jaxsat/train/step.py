@@ -55,7 +55,7 @@ def hypers(runs: Sequence[Run]) -> Hyper:
         seed=jnp.array([r.seed for r in runs], jnp.uint32),
         learning_rate=floats("learning_rate"),
         weight_decay=floats("weight_decay"),
-        warmup_steps=ints("warmup_steps"),
+        warmup_steps=ints("warmup"),
         steps=ints("steps"),
         init_scale=floats("init_scale"),
         rank=jnp.array([r.model.rank for r in runs], jnp.int32),
