@@ -5,7 +5,9 @@ import dataclasses
 import errno
 import json
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 DESCRIPTION = "Sweeps of small language models over depth, width and head rank: train, measure, fit, report."
 Positional = tyro.conf.Positional
 # Parts of the time of a whole study, for the estimate of what remains; measured at the laptop scale.
-SHARES = {"corpus": 0.02, "train": 0.68, "measure": 0.15, "extra": 0.10, "report": 0.05}
+SHARES = {"corpus": 0.02, "train": 0.68, "measure": 0.15, "compute": 0.10, "report": 0.05}
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class Where(What):
 class Compute(Where):
     layout: Layout = Layout()
     share: Annotated[str | None, tyro.conf.arg(metavar="I/N", help_behavior_hint="(default: all)")] = None
-    """Only the I-th of N shares of the packs, for N jobs with one --out; the report is made after them, without it."""
+    """Only the I-th of N shares of the work, for N jobs with one --out; the report is made after them, without it."""
+    dry_run: bool = False
+    """Say what would be trained, measured and computed, and stop."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Train(Reproduce):
 
 @dataclass(frozen=True)
 class Measure(Compute):
-    """Measure every checkpoint that is not measured yet."""
+    """Measure every checkpoint that a measure has not seen yet, and what is computed without a model."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,10 @@ class Fit(Where):
 
 @dataclass(frozen=True)
 class Report(Where):
-    """Rebuild the report from the measurements."""
+    """Rebuild the report from the measurements. Needs neither text nor network."""
+
+    to: Annotated[str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: in DIR)")] = None
+    """Where the report is put, if not in the output directory: of a study that is not yours to write to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +143,17 @@ Command = (
 
 def main(argv: list[str] | None = None) -> int:
     command = tyro.cli(Command, prog="jaxsat", description=DESCRIPTION, args=argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _preempted)  # between the loops, which end after the job under way
     try:
         return _leave(_main(command))
     except BaseException:
         _leave(1, traceback.format_exc())
         raise
+
+
+def _preempted(*_: object) -> None:
+    raise Preempted("stopped; the same command continues")
 
 
 def _leave(code: int, said: str = "") -> int:
@@ -185,37 +198,46 @@ def run(command: Command) -> int:
                 raise InputError("--scale and --out are of an experiment, not of a table")
             return _fit_table(command, console)
     from jaxsat import parallel
-    from jaxsat.study import Study
 
     if isinstance(command, Fit) and command.table != TableOptions():
         raise InputError(f"{command.name} is no table (.csv, .csv.gz, .parquet, .jsonl): only --scale and --out apply")
     layout = command.layout if isinstance(command, Compute) else Layout()
     parallel.start(layout)
+    from jaxsat.study import Study
+
     share = _share(command.share) if isinstance(command, Compute) else (1, 1)
     study = Study(command.name, command.scale, command.out, layout, share)
+    if isinstance(command, Compute) and command.dry_run:
+        for line in study.pending():
+            print(line)
+        return 0
+    said = ""
     with _Bar(console) as bar:
         match command:
             case Reproduce() if type(command) is Reproduce:
                 study.train(bar, command.tensorboard)
                 study.measure(bar)
-                page = study.reported() if share == (1, 1) else f"share {command.share} of {study.out} is measured"
-                if page is None:
+                if share == (1, 1):
                     bar("report", 0.0, "fits, figures and claims")
-                    page = study.report()
+                    said = str(study.report())
+                else:
+                    said = f"share {command.share} of {study.out} is measured"
             case Train():
                 study.train(bar, command.tensorboard)
             case Measure():
                 study.measure(bar)
             case Report():
-                page = study.report()
+                said = str(study.report(command.to))
             case Fit():
-                fits = study.fit()
+                results = study.fit()
     if isinstance(command, Fit):
         from jaxsat.report import tables
 
-        console.print(_frame(tables.constants(fits)) if fits else f"{command.name} fits no laws")
-    elif isinstance(command, Report) or type(command) is Reproduce:
-        print(page)
+        console.print(_frame(tables.constants(results.laws)) if results.laws else f"{command.name} fits no laws")
+    for notice in study.notices():
+        print(f"jaxsat: {notice}", file=sys.stderr)
+    if said:
+        print(said)
     return 0
 
 
@@ -293,7 +315,7 @@ def _duration(seconds: float) -> str:
 
 
 def _runs(out: str) -> Table:
-    from jaxsat.study import summary
+    from jaxsat.directory import summary
 
     return _frame(summary(out))
 

@@ -27,10 +27,10 @@ import jax
 import jax.numpy as jnp
 import pandas as pd
 
+from jaxsat import experiment as experiments
 from jaxsat import model, parallel
 from jaxsat.config import InputError, Layout, from_dict, validate_layout
 from jaxsat.corpus import cache_dir
-from jaxsat.study import load_experiment, runs_of
 from jaxsat.sweep import Pack, make_packs
 from jaxsat.train import Program, hypers, train_step, write_atomically
 from jaxsat.train.step import abstract_state
@@ -214,7 +214,7 @@ def _answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _serve(request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
     name, scale, topology, slices = (request[key] for key in ("name", "scale", "topology", "slices"))
     layout, aborted = from_dict(Layout, request["layout"]), dict(request["aborted"])
-    runs = dict.fromkeys(run for _, run in runs_of(load_experiment(name), name, scale))
+    runs = experiments.load(name, scale).runs.values()
     devices = _devices(topology, slices)
     groups: dict[Any, list[Pack]] = {}
     for pack in make_packs(runs, lambda run, n_runs: parallel.pack_size(run, n_runs, layout, devices)):

@@ -1,9 +1,10 @@
-"""Measurements of a checkpoint: pure jitted functions, and the table they fill."""
+"""Measures of checkpoints as values, the standard ones, and the table they fill."""
 
 from jaxsat.measure import table
-from jaxsat.measure.anisotropy import anisotropy
-from jaxsat.measure.checkpoints import abstract_params, measure_frozen_heads, measure_pack
+from jaxsat.measure.anisotropy import anisotropy as mean_pairwise_cosine
 from jaxsat.measure.heads import control, frozen_head_losses, lipschitz_bound, train_frozen_heads, truncated_heads
+from jaxsat.measure.measure import Checkpoint, Computed, Heldout, Measure
+from jaxsat.measure.packs import measured
 from jaxsat.measure.spectra import (
     condition_number,
     effective_rank,
@@ -12,21 +13,29 @@ from jaxsat.measure.spectra import (
     largest_share,
     singular_entropy,
 )
+from jaxsat.measure.standard import anisotropy, frozen_heads, head, loss, standard
 
 __all__ = [
-    "abstract_params",
+    "Checkpoint",
+    "Computed",
+    "Heldout",
+    "Measure",
     "anisotropy",
     "condition_number",
     "control",
     "effective_rank",
     "factored_head_spectrum",
     "frozen_head_losses",
+    "frozen_heads",
+    "head",
     "head_spectrum",
     "largest_share",
     "lipschitz_bound",
-    "measure_frozen_heads",
-    "measure_pack",
+    "loss",
+    "mean_pairwise_cosine",
+    "measured",
     "singular_entropy",
+    "standard",
     "table",
     "train_frozen_heads",
     "truncated_heads",

@@ -18,7 +18,6 @@ from jax.scipy.special import entr
 
 from jaxsat.config import InputError
 from jaxsat.corpus.synthetic import World
-from jaxsat.measure import table
 
 Head = tuple[jax.Array, jax.Array]  # a_DxR, b_RxV: logits = (h A) B
 
@@ -70,26 +69,30 @@ def lipschitz_bound(sigma_R: jax.Array, rank: int, radius: float) -> float:
 
 
 def control(
-    run: str, world: World, ranks: Sequence[int], *, steps: int = 1600, batch_size: int = 256, seed: int = 0
+    world: World, ranks: Sequence[int], *, steps: int = 1600, batch_size: int = 256, seed: int = 0
 ) -> pd.DataFrame:
     """The experiment with a known answer: heads on the ideal features of a synthetic language.
 
-    Rows of the table of measurements, one a rank: `head_tail` = sqrt(sum of sigma_i^2 beyond the rank), and the loss
-    above the language's own entropy (nats, exact over its contexts) of the ideal head truncated to that rank,
+    A table of metric, index (a rank) and value: `head_tail` = sqrt(sum of sigma_i^2 beyond the rank), and the loss above
+    the language's own entropy (nats, exact over its contexts) of the ideal head truncated to that rank,
     `head_gap_truncated`, and of a head trained at it, `head_gap_trained`. The ideal head is a stationary point of the
-    loss, so the gap grows like the square of the tail.
+    loss, so the gap grows like the square of the tail. `head_gap_bound`: what no gap of a truncated head can exceed; see
+    `lipschitz_bound`.
     """
     w_DxV, phi_CxD, p_C = jnp.asarray(world.w_VxR).T, jnp.asarray(world.phi_CxR), jnp.asarray(world.p_C)
     init, data = jax.random.split(jax.random.key(seed))
     order_SxB = jax.random.choice(data, p_C.size, (steps, batch_size), p=p_C)
     trained = _train(_gaussian_heads(init, *w_DxV.shape, ranks), phi_CxD, w_DxV, order_SxB, 1e-2)
     sigma = np.linalg.svd(np.asarray(w_DxV, np.float64), compute_uv=False)
+    radius = float(np.linalg.norm(world.phi_CxR, axis=1).max())
     values = {
         "head_tail": [np.sqrt(np.sum(sigma[r:] ** 2)) for r in ranks],
+        "head_gap_bound": [lipschitz_bound(sigma, r, radius) for r in ranks],
         "head_gap_truncated": _divergences(truncated_heads(w_DxV, ranks), phi_CxD, w_DxV) @ p_C,
         "head_gap_trained": _divergences(trained, phi_CxD, w_DxV) @ p_C,
     }
-    return pd.concat([table.rows(run, 0, 0, k, v, index=ranks) for k, v in values.items()], ignore_index=True)
+    parts = [pd.DataFrame({"metric": k, "index": list(ranks), "value": np.asarray(v)}) for k, v in values.items()]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _checked(ranks: Sequence[int], largest: int) -> Sequence[int]:

@@ -1,0 +1,238 @@
+"""An output directory: runs, packs, texts and settings as they were when they came, and the files beside them.
+
+    DIR/sweep.json                     append-only, see `Directory`
+    DIR/runs/<id>/                     config.json, metrics.jsonl, env.json
+    DIR/checkpoints/<pack>/<step>/     orbax
+    DIR/measurements/*.parquet         one file a writer
+    DIR/reports/<experiment>-<scale>/  DIR/report/ is the latest of the experiment that the directory was made for
+
+It holds no experiment: several may share it, and each may grow. What is no longer asked for stays.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from etils import epath
+
+from jaxsat import corpus as corpora
+from jaxsat.config import InputError, Run, flatten, from_dict
+from jaxsat.measure import table
+from jaxsat.model import count_parameters
+from jaxsat.sweep import Pack, differing_keys, make_packs
+from jaxsat.train import write_atomically
+
+FORMAT = 2  # of sweep.json
+Sizes = Callable[[Run, int], tuple[int, int]]  # see `make_packs`
+
+
+@dataclass
+class Directory:
+    """What sweep.json holds.
+
+    runs: id -> configuration. packs: the ids of the runs that one program trains, in the order in which they are stacked.
+    texts: by `text_key`, the identity of every text and tokenizer that something here was trained on. settings: those of
+    JAX that change numbers. experiments: by name and scale, the command and the parts, as last asked for.
+    """
+
+    path: epath.Path
+    runs: dict[str, Run] = field(default_factory=dict)
+    packs: list[Pack] = field(default_factory=list)
+    texts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: epath.PathLike) -> "Directory":
+        """The directory at `path`, which need not exist. Raises InputError when something else is there."""
+        path = epath.Path(path)
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file: choose another --out")
+        if not (path / "sweep.json").exists():
+            if path.exists() and any(not p.name.startswith(".") for p in path.iterdir()):
+                raise InputError(f"{path} is not empty and holds no sweep.json: choose another --out")
+            return cls(path)
+        return cls(path)._read()
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "sweep.json").exists()
+
+    def _read(self) -> "Directory":
+        where = self.path / "sweep.json"
+        try:
+            document = json.loads(where.read_text())
+            if document["format"] != FORMAT:
+                raise InputError(f"{where} is of format {document['format']}, not {FORMAT}: choose another --out")
+            self.runs = {id: from_dict(Run, config, str(where)) for id, config in document["runs"].items()}
+            self.packs = [Pack(tuple(self.runs[id] for id in ids)) for ids in document["packs"]]
+            self.texts, self.settings = document["texts"], document["settings"]
+            self.experiments = document["experiments"]
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            why = f"no {e}" if isinstance(e, KeyError) else str(e)
+            raise InputError(f"{where} is not a jaxsat sweep ({why}): choose another --out") from None
+        if strange := next((id for id, run in self.runs.items() if run.id != id), None):
+            raise InputError(f"{where}: the configuration of run {strange} is not that of its id")
+        return self
+
+    def grow(self, runs: Iterable[Run], sizes: Sizes) -> list[Pack]:
+        """Adds the runs that are not here, in packs of their own; the packs that hold the runs asked for."""
+        asked = {run.id: run for run in runs}
+        new = [run for id, run in asked.items() if id not in self.runs]
+        self.runs |= {run.id: run for run in new}
+        self.packs += make_packs(new, sizes)
+        return [pack for pack in self.packs if any(run.id in asked for run in pack.runs)]
+
+    def know_text(self, run: Run, corpus: corpora.Corpus) -> None:
+        """Records the text and the tokenizer of a run when they come first. Raises InputError when what is here was
+        trained on another."""
+        self._compare_text(run, corpus.identity())
+        self.texts.setdefault(text_key(run), corpus.identity())
+
+    def _compare_text(self, run: Run, identity: Mapping[str, Any]) -> None:
+        for key, was in self.texts.get(text_key(run), identity).items():
+            if identity.get(key) != was:
+                what = (
+                    f"data.tokenizer = {run.data.tokenizer}" if key == "tokenizer_hash" else ", ".join(run.data.corpus)
+                )
+                raise InputError(
+                    f"{what} is not what {self.path} was trained on: {key} is {identity.get(key)}, was {was}; put the old "
+                    "one back, or choose another --out (`jaxsat report` needs no text)"
+                )
+
+    def know_settings(self, settings: Mapping[str, Any]) -> None:
+        """Records the settings of JAX when the directory begins. Raises InputError under others."""
+        self.settings = self.settings or dict(settings)
+        for key, was in self.settings.items():
+            if settings.get(key) != was:
+                raise InputError(
+                    f"{key} is {settings.get(key)} here, was {was} when {self.path} was begun, and changes numbers: set it "
+                    f"back ({key.upper()}={was}), or choose another --out"
+                )
+
+    def save(self) -> None:
+        """Writes sweep.json, keeping what others have added to it since it was read."""
+        if self.exists:
+            there = Directory(self.path)._read()
+            there.know_settings(self.settings)
+            for key in self.texts.keys() & there.texts.keys():
+                if self.texts[key] != there.texts[key]:
+                    raise InputError(f"{self.path}: another process has recorded another text just now; start again")
+            known = there.runs.keys()
+            self.packs = there.packs + [p for p in self.packs if not any(run.id in known for run in p.runs)]
+            self.runs, self.texts = there.runs | self.runs, there.texts | self.texts
+            self.experiments = there.experiments | self.experiments
+        document = {
+            "format": FORMAT,
+            "settings": self.settings,
+            "texts": self.texts,
+            "experiments": self.experiments,
+            "packs": [[run.id for run in pack.runs] for pack in self.packs],
+            "runs": {id: dataclasses.asdict(run) for id, run in self.runs.items()},
+        }
+        write_atomically(self.path / "sweep.json", json.dumps(document, indent=1))
+
+    def measurements(self) -> pd.DataFrame:
+        return table.read(self.path / "measurements")
+
+    def states(self, runs: Iterable[str]) -> dict[str, "RunState"]:
+        return {id: run_state(self.path, id, self.runs[id].train.steps) for id in runs}
+
+    def launches(self, runs: Iterable[str]) -> list[dict[str, Any]]:
+        """The different environments in which these runs were trained: see `train.environment`."""
+        found: dict[str, dict[str, Any]] = {}
+        for id in runs:
+            path = self.path / "runs" / id / "env.json"
+            for launch in json.loads(path.read_text()) if path.exists() else []:
+                found.setdefault(json.dumps(launch, sort_keys=True), launch)
+        return list(found.values())
+
+    def sources(self, runs: Sequence[str], *more: bytes) -> str:
+        """A hash of all that a report of these runs is made of."""
+        h = hashlib.sha256()
+        texts = [self.texts.get(text_key(self.runs[id])) for id in runs]
+        h.update(
+            json.dumps(
+                [sorted(runs), texts, self.launches(runs), [dataclasses.astuple(s) for s in self.states(runs).values()]]
+            ).encode()
+        )
+        folder = self.path / "measurements"
+        for path in sorted(folder.glob("*.parquet")) if folder.exists() else []:
+            h.update(path.read_bytes())
+        for part in more:
+            h.update(hashlib.sha256(part).digest())
+        return h.hexdigest()
+
+
+@dataclass(frozen=True)
+class RunState:
+    name: str  # done, training, diverged or waiting
+    step: int  # the last
+    loss: float  # of training, the last that is finite; nan where there is none
+
+
+def run_state(out: epath.Path, id: str, steps: int) -> RunState:
+    """As of its last checkpoint. `diverged`: the step's loss was not finite."""
+    path = out / "runs" / id / "metrics.jsonl"
+    # The last lines: a loss, the speed or the divergence after it. All lines of 50 runs take 0.3 s to parse.
+    lines = [json.loads(line) for line in path.read_text().splitlines()[-3:]] if path.exists() else []
+    if not lines:
+        return RunState("waiting", 0, float("nan"))
+    step = lines[-1]["step"]
+    name = "diverged" if "diverged" in lines[-1] else "done" if step == steps else "training"
+    return RunState(name, step, next((line["loss"] for line in reversed(lines) if "loss" in line), float("nan")))
+
+
+def text_key(run: Run) -> str:
+    """Runs of equal key read the same token rows."""
+    data = json.dumps([dataclasses.asdict(run.data), run.model.vocab_size], sort_keys=True)
+    return hashlib.sha256(data.encode()).hexdigest()[:12]
+
+
+def runs_table(directory: Directory, parts: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """The table `runs` of `Results`, of the runs of these parts."""
+    ids = list(dict.fromkeys(id for part in parts.values() for id in part))
+    states, rows = directory.states(ids), {}
+    for id in ids:
+        run = directory.runs[id]
+        counts = count_parameters(run.model)
+        tokens, text = run.train.steps * run.tokens_per_step, directory.texts.get(text_key(run))
+        rows[id] = flatten(run) | {
+            "params.total": counts.total,
+            "params.nonembedding": counts.nonembedding,
+            "params.head": counts.head,
+            "tokens": tokens,
+            "epochs": tokens / text["train_tokens"] if text else float("nan"),
+            "state": states[id].name,
+            "part": ", ".join(part for part, members in parts.items() if id in members),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def summary(out: epath.PathLike) -> pd.DataFrame:
+    """A row a run of an output directory: what tells the runs apart, step, loss, state."""
+    directory = Directory.open(out)
+    if not directory.exists:
+        raise InputError(f"{out} holds no sweep.json: give the output directory of a study, such as runs/saturation")
+    runs, states = directory.runs, directory.states(directory.runs)
+    part = dict.fromkeys(runs, "")
+    for experiment in directory.experiments.values():
+        for name, members in experiment["parts"].items():
+            part |= {id: ", ".join(filter(None, (part[id], name))) for id in members}
+    shown_of = pd.DataFrame([{"part": part[id]} | flatten(run) for id, run in runs.items()])
+    shown = ["part", "train.steps"]
+    for key in (
+        differing_keys(list(runs.values())) if runs else ()
+    ):  # heads follow from widths, most settings from the part
+        if shown_of.groupby(shown, dropna=False)[key].nunique(dropna=False).max() > 1:
+            shown.append(key)
+    if not runs:
+        return pd.DataFrame(columns=["run", "part", "step", "loss", "state"])
+    found = shown_of[shown].rename(columns=lambda key: key.rpartition(".")[2].replace("_", " "))
+    found = found.assign(step=[f"{states[id].step}/{n}" for id, n in zip(runs, found.pop("steps"))])
+    found.insert(0, "run", list(runs))
+    return found.assign(loss=[s.loss for s in states.values()], state=[s.name for s in states.values()])

@@ -1,0 +1,162 @@
+"""An experiment is a Python file of declarations; here it is found, run and checked.
+
+    def sweeps(scale) -> list[Sweep]         what is trained; the name of a sweep is the runs' part
+    def measures(scale) -> list[Measure]     of every checkpoint; `measure.standard()` where it is missing
+    def computed(scale) -> list[Computed]    rows of no trained model
+    LAWS: dict[str, Law]; SECTIONS: list[Section]; CLAIMS: list[Claim]
+
+Only `sweeps` or `computed` is needed.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from jaxsat import measure
+from jaxsat.claims import Claim
+from jaxsat.config import InputError, Run, unknown
+from jaxsat.laws import Law
+from jaxsat.measure import Computed, Measure
+from jaxsat.report import Section
+from jaxsat.sweep import Sweep
+
+SCALES = ("laptop", "workstation", "pod")
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """What an experiment asks for at one scale."""
+
+    name: str
+    scale: str
+    file: Path
+    title: str
+    sweeps: Sequence[Sweep]
+    measures: Sequence[Measure]
+    computed: Sequence[Computed]
+    laws: Mapping[str, Law]
+    sections: Sequence[Section]
+    claims: Sequence[Claim]
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        return {run.id: run for sweep in self.sweeps for run in sweep.runs}
+
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Name of the part -> ids of its runs. A run may belong to several."""
+        return {sweep.name: tuple(run.id for run in sweep.runs) for sweep in self.sweeps}
+
+
+def names() -> list[str]:
+    """The experiments that come with jaxsat."""
+    folder = Path(importlib.import_module("jaxsat.experiments").__path__[0])
+    return sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
+
+
+def load(name: str, scale: str) -> Experiment:
+    """An experiment by its name, or from a user's Python file. Raises InputError for what is wrong with either."""
+    if scale not in SCALES:
+        raise unknown("scale", scale, SCALES)
+    module = _module(name)
+    file = Path(module.__file__)
+    has = [f for f in ("sweeps", "computed") if callable(getattr(module, f, None))]
+    if not has:
+        raise InputError(f"{name} defines neither sweeps(scale) nor computed(scale): an experiment needs one of them")
+    asked = {f: _listed(module, name, f, kind, scale) for f, kind in
+             {"sweeps": Sweep, "measures": Measure, "computed": Computed}.items()}  # fmt: skip
+    if "measures" not in vars(module):
+        asked["measures"] = measure.standard()
+    if not asked["sweeps"] and not asked["computed"]:
+        raise InputError(f"{name}: {' and '.join(f'{f}({scale!r})' for f in has)} returned nothing to do")
+    declared = {
+        key: _declared(module, name, key, kind, empty)
+        for key, kind, empty in (("LAWS", Law, {}), ("SECTIONS", Section, []), ("CLAIMS", Claim, []))
+    }
+    for what, items in (("measure", [*asked["measures"], *asked["computed"]]), ("part", asked["sweeps"])):
+        if repeated := _repeated([item.name for item in items]):
+            raise InputError(f"{name}: two {what}s are named {repeated!r}")
+    if repeated := _repeated([claim.id for claim in declared["CLAIMS"]]):
+        raise InputError(f"{name}: two claims have the id {repeated!r}")
+    title = (module.__doc__ or file.stem).strip().splitlines()[0].rstrip(".")
+    experiment = Experiment(file.stem, scale, file, title, *asked.values(), *declared.values())
+    with user_code(file):
+        try:
+            assert experiment.runs is not None  # validated here, before anything is asked of them
+        except InputError as e:
+            raise InputError(f"{name}: {e}") from None
+    return experiment
+
+
+@contextlib.contextmanager
+def user_code(file: Path) -> Iterator[None]:
+    """Around what runs the user's own lines: what goes wrong in them is said in one line, with its place."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except SyntaxError as e:
+        raise InputError(f"{e.filename}, line {e.lineno}: {e.msg}") from None
+    except Exception as e:
+        frames = traceback.extract_tb(e.__traceback__)
+        theirs = [f for f in frames if Path(f.filename).parent.resolve() == file.parent.resolve()]
+        if not theirs or theirs[-1] is not next(f for f in reversed(frames) if not f.filename.startswith("<")):
+            raise  # deeper than their lines: ours, or a library's
+        said = f"no module {e.name!r}" if isinstance(e, ModuleNotFoundError) else f"{type(e).__name__}: {e}"
+        raise InputError(f"{theirs[-1].filename}, line {theirs[-1].lineno}: {' '.join(said.split())}") from None
+
+
+def _module(name: str) -> ModuleType:
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise InputError(f"no file {name}: give the path of a Python file, or one of {', '.join(names())}")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)  # where its dataclasses look for it
+        folder = str(path.parent.resolve())
+        if folder not in sys.path:
+            sys.path.append(folder)  # last: a file beside it must not hide a library
+        with user_code(path):
+            spec.loader.exec_module(module)
+        return module
+    if name not in names():
+        raise InputError(f"{unknown('experiment', name, names())}; the path of your own ends in .py")
+    return importlib.import_module(f"jaxsat.experiments.{name}")
+
+
+def _listed(module: ModuleType, name: str, function: str, kind: type, scale: str) -> list[Any]:
+    """What a function of the experiment returns, checked; nothing where it does not exist."""
+    f = getattr(module, function, None)
+    if f is None:
+        return []
+    if not callable(f) or len(inspect.signature(f).parameters) != 1:
+        raise InputError(f"{name}: {function} must be a function of one argument, the scale: def {function}(scale)")
+    try:
+        with user_code(Path(module.__file__)):
+            found = f(scale)
+    except InputError as e:
+        raise InputError(f"{name}: {e}") from None
+    if not isinstance(found, list | tuple) or not all(isinstance(item, kind) for item in found):
+        raise InputError(f"{name}: {function}({scale!r}) must return a list of {kind.__name__}, not {found!r:.80}")
+    return list(found)
+
+
+def _declared(module: ModuleType, name: str, key: str, kind: type, empty: Any) -> Any:
+    found = getattr(module, key, empty)
+    items = found.values() if isinstance(empty, dict) and isinstance(found, Mapping) else found
+    if isinstance(found, Mapping) != isinstance(empty, dict) or not all(isinstance(item, kind) for item in items):
+        shape = f"a dict of names to {kind.__name__}" if isinstance(empty, dict) else f"a list of {kind.__name__}"
+        raise InputError(f"{name}: {key} must be {shape}, not {found!r:.80}")
+    return found
+
+
+def _repeated(found: Sequence[str]) -> str | None:
+    return next((item for i, item in enumerate(found) if item in found[:i]), None)

@@ -1,0 +1,201 @@
+"""The one loop: what is pending is run, its rows are merged, and it is not pending any more.
+
+A job is one pack to train, one checkpoint of a pack to measure, or one `Computed`. What is done is told by what is on disk,
+so a stage that was stopped, killed or split over shares and hosts goes on with what is left. SIGTERM and Ctrl-C end a stage
+after the job under way, with everything kept.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import jax
+import numpy as np
+import pandas as pd
+
+from jaxsat import corpus as corpora
+from jaxsat import hosts, model, parallel
+from jaxsat.checkpoints import Store
+from jaxsat.config import InputError, Layout, Run, checkpoint_steps
+from jaxsat.directory import Directory, RunState
+from jaxsat.measure import Computed, Measure, measured, table
+from jaxsat.measure.measure import values
+from jaxsat.measure.packs import Todo
+from jaxsat.sweep import Pack
+from jaxsat.stop import Stop
+from jaxsat.train import train_pack
+
+Progress = Callable[[str, float, str], None]  # (stage, fraction done of it, what)
+Done = set[tuple[str, int, str, int]]  # series, step, measure, version
+
+
+@dataclasses.dataclass(frozen=True)
+class Jobs:
+    """What one process of a study has to do: the packs and computed of its share, the rest being other jobs'."""
+
+    directory: Directory
+    packs: Sequence[Pack]
+    asked: frozenset[str]  # ids of the runs that the experiment asks for
+    measures: Sequence[Measure]
+    computed: Sequence[Computed]
+    writer: str  # the name of its file of measurements
+    layout: Layout = Layout()
+
+    # What is pending, told by what is on disk.
+
+    def untrained(self) -> list[Pack]:
+        """Packs of which a run may not be at its end. What is measured to its end needs no checkpoint."""
+        rows = self.directory.measurements()
+        ends = set(zip(rows["series"], rows["step"]))
+        states = self._states()
+
+        def ended(run: Run) -> bool:
+            return states[run.id].name == "diverged" or (run.id, run.train.steps) in ends
+
+        return [pack for pack in self.packs if not all(map(ended, pack.runs))]
+
+    def unmeasured(self, done: Done, best: dict[str, int] | None = None) -> list[tuple[Pack, Todo]]:
+        """Of each pack the checkpoints that a measure has not seen; those `at` the best where `best` says which they are,
+        else all others."""
+        states = self._states()
+        found = []
+        for pack in self.packs:
+            todo: dict[int, list[tuple[Measure, list[Run]]]] = {}
+            for m in self.measures:
+                if (m.at == "best") != (best is not None):
+                    continue
+                pending: dict[int, list[Run]] = {}
+                for run in pack.runs:
+                    if run.id in self.asked and m.runs(run):
+                        for step in _steps(m, run, states[run.id], best or {}):
+                            if (run.id, step, m.name, m.version) not in done:
+                                pending.setdefault(step, []).append(run)
+                for step, runs in pending.items():
+                    todo.setdefault(step, []).append((m, runs))
+            if todo:
+                found.append((pack, todo))
+        return found
+
+    def uncomputed(self, done: Done) -> list[Computed]:
+        versions = {(series, name, version) for series, _, name, version in done}
+        return [c for c in self.computed if (c.name, c.name, c.version) not in versions]
+
+    def done(self) -> Done:
+        rows = self.directory.measurements()[["series", "step", "measure", "version"]].drop_duplicates()
+        return set(rows.itertuples(index=False, name=None))
+
+    def _states(self) -> dict[str, RunState]:
+        return self.directory.states([run.id for pack in self.packs for run in pack.runs])
+
+    # The stages.
+
+    def train(self, progress: Progress, tensorboard: bool = False) -> None:
+        packs = hosts.first(lambda: [pack.id for pack in self.untrained()])
+        packs = [pack for pack in self.packs if pack.id in packs]
+        for pack in packs:  # what is wrong with the layout is said before anything is written
+            parallel.make_mesh(pack, self.layout)
+        progress("corpus", 0.0, "")
+        for i, pack in enumerate(packs):  # all corpora first: what is wrong with them is said at once
+            run = pack.runs[0]
+            corpus = self.text(
+                run, lambda done, total, what, i=i: progress("corpus", i / len(packs), f"{what} {done:,}")
+            )
+            corpora.batch_at(corpus, run.order_seed, 0, run.train.batch_size)
+        hosts.first(self.directory.save)
+        if not all(hosts.together(lambda: self.directory.exists)):
+            raise InputError(
+                f"not all hosts see {self.directory.path}: --out must be storage that they share, such as gs://BUCKET/DIR"
+            )
+        costs = np.cumsum([0, *(sum(_cost(run) for run in pack.runs) for pack in packs)])
+        for i, pack in enumerate(packs):
+
+            def step_done(step: int, losses: list[float], pack: Pack = pack, i: int = i) -> None:
+                m, n = pack.model, pack.runs[0].train.steps
+                loss = min(losses, key=lambda x: (x != x, x))  # nan last: of a run that diverged at once
+                what = f"width {m.width} depth {m.depth} x {len(pack.runs)} runs, step {step}/{n}, loss {loss:.3f}"
+                progress("train", (costs[i] + (costs[i + 1] - costs[i]) * step / n) / costs[-1], what)
+
+            train_pack(
+                pack, self.text(pack.runs[0]), self.directory.path, step_done, self.layout, tensorboard=tensorboard
+            )
+
+    def measure(self, progress: Progress) -> None:
+        for best in (False, True):
+            if any((m.at == "best") == best for m in self.measures):
+                self._run("measure", self._measure(best, progress))
+        self._run("compute", self._compute(progress))
+
+    def _measure(self, best: bool, progress: Progress) -> Iterator[pd.DataFrame]:
+        steps = hosts.first(self._best) if best else None
+        done = set(map(tuple, hosts.first(lambda: [list(key) for key in self.done()])))
+        pending = self.unmeasured(done, steps)
+        total, made = sum(len(todo) for _, todo in pending), 0
+        for pack, todo in pending:
+            folder = self.directory.path / "checkpoints" / pack.id
+            if not hosts.first(folder.exists):
+                raise InputError(f"{self.directory.path} has no checkpoints of run {pack.runs[0].id}: train first")
+            with Store(folder, [run.id for run in pack.runs]) as store:
+                there = set(store.steps)
+                todo = {step: jobs for step, jobs in todo.items() if step in there}
+                for step, rows in measured(pack, store, self.text(pack.runs[0]), todo, self.layout):
+                    made += 1
+                    progress("measure", made / total, f"width {pack.model.width} x {len(pack.runs)} runs, step {step}")
+                    yield rows
+
+    def _best(self) -> dict[str, int]:
+        rows = self.directory.measurements()
+        rows = rows[rows["metric"].eq("heldout_loss") & rows["value"].notna()]
+        least = rows.loc[rows.groupby("series")["value"].idxmin()]
+        return {series: int(step) for series, step in zip(least["series"], least["step"])}
+
+    def _compute(self, progress: Progress) -> Iterator[pd.DataFrame]:
+        done = set(map(tuple, hosts.first(lambda: [list(key) for key in self.done()])))
+        pending = self.uncomputed(done)
+        for i, c in enumerate(pending):
+            progress("compute", i / len(pending), c.name)
+            rows = table.empty()
+            if i % jax.process_count() == jax.process_index():
+                rows = table.rows(c.name, 0, 0, c.name, c.version, values(c.of(), c.name))
+            yield rows
+
+    def _run(self, what: str, jobs: Iterable[pd.DataFrame]) -> None:
+        """The loop. Each of many hosts takes the same steps, so all stop after the same job."""
+        name = self.writer + (f"-host{jax.process_index()}" if jax.process_count() > 1 else "")
+        with (
+            Stop(f"stopped while it was to {what}") as stop,
+            table.Writer(self.directory.path / "measurements", name) as writer,
+        ):
+            for rows in jobs:
+                if len(rows):
+                    writer.add(rows)
+                stop.check()
+
+    def text(self, run: Run, progress: corpora.Progress = lambda done, total, what: None) -> corpora.Corpus:
+        """The corpus of a run, on every host, that the directory knows or gets to know. Raises InputError for another."""
+
+        def prepare() -> corpora.Corpus:
+            corpus = corpora.prepare(run.data, run.model.vocab_size, run.model.context, progress)
+            self.directory.know_text(run, corpus)
+            return corpus
+
+        corpus = hosts.one_after_the_other(prepare)
+        hosts.agree({f"{key} of {', '.join(run.data.corpus)}": value for key, value in corpus.identity().items()})
+        return corpus
+
+
+def _steps(m: Measure, run: Run, state: RunState, best: dict[str, int]) -> list[int]:
+    """The checkpoints of a run that a measure asks for; none after it has diverged."""
+    match m.at:
+        case "every":
+            steps = checkpoint_steps(run.train)
+        case "last":
+            steps = (run.train.steps,)
+        case "best":
+            steps = (best[run.id],) if run.id in best else ()
+        case steps:
+            steps = tuple(set(steps) & set(checkpoint_steps(run.train)))
+    return [step for step in steps if state.name != "diverged" or step < state.step]
+
+
+def _cost(run: Run) -> float:
+    """Relative time of a run, for the estimate of what remains: FLOPs understate how slow small widths are."""
+    return (model.flops_per_token(run.model) ** 0.7) * run.train.steps * run.tokens_per_step

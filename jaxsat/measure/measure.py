@@ -1,0 +1,152 @@
+"""What an experiment measures, as values: of every checkpoint of its models, and of no model at all.
+
+    Measure("head_norm", lambda c: {"head_norm": np.linalg.norm(c.params["head"]["kernel"])})
+    Computed("dynamics", lambda: pd.DataFrame(...))
+
+A number is known by (series, step, name of the measure, version): what is in the table is not made again, and a measure
+that is added to a finished study, or whose version rises, is made for all its checkpoints.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from jaxsat import model
+from jaxsat.config import InputError, ModelConfig, Run
+from jaxsat.corpus import Corpus
+
+Rows = Mapping[str, ArrayLike] | pd.DataFrame
+BLOCK_TOKENS = 1024  # of a forward pass on one device: few enough to stay in a CPU's cache
+MAX_UNITS = 128  # of the held-out slice, for paired tests: rows of the table grow with them
+
+
+@dataclass(frozen=True, eq=False)
+class Heldout:
+    """The fixed slice of held-out text, in N blocks of B rows for one forward pass each; -1 where a block is not full."""
+
+    tokens_NxBxT1: jax.Array
+    unit_NxBxT: jax.Array  # of each target, rows[:, 1:]: which of the n_units it is of
+    n_units: int  # the slice's documents, neighbours joined where they are more than MAX_UNITS
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """One model at one step: what a measure is given.
+
+    `params`: as `model.init` draws them, float32. `rank`: of the head, to which its factors are cut. Where `of` is traced
+    (see `Measure`) they are tracers, factors are as wide as the largest rank in the pack, with zeros beyond `rank`, and
+    `run`, `step`, `tokens` and `corpus` are None.
+    """
+
+    config: ModelConfig
+    params: model.Params
+    rank: int | jax.Array
+    heldout: Heldout
+    run: Run | None = None
+    step: int | None = None
+    tokens: int | None = None  # seen in training
+    corpus: Corpus | None = None
+
+
+def blocks(rows_MxT1: np.ndarray, n_devices: int = 1) -> np.ndarray:
+    """The rows as blocks_NxBxT1, each for one forward pass on `n_devices`; -1 where the last is not full."""
+    m, t1 = rows_MxT1.shape
+    size = n_devices * min(max(1, BLOCK_TOKENS // (t1 - 1)), -(-m // n_devices))
+    return np.pad(rows_MxT1, ((0, -m % size), (0, 0)), constant_values=-1).reshape(-1, size, t1)
+
+
+def heldout(corpus: Corpus, put: Callable[[np.ndarray], jax.Array] = jax.numpy.asarray, n_devices: int = 1) -> Heldout:
+    """The fixed slice of a corpus on the devices where `put` puts it."""
+    n_units = min(corpus.heldout_documents, MAX_UNITS)
+    unit_MxT = corpus.heldout_document_MxT.astype(np.int64) * n_units // corpus.heldout_documents
+    tokens_NxBxT1 = blocks(corpus.heldout_MxT1, n_devices)
+    unit_NxBxT = np.pad(unit_MxT, ((0, tokens_NxBxT1.shape[0] * tokens_NxBxT1.shape[1] - len(unit_MxT)), (0, 0)),
+                        constant_values=-1).reshape(*tokens_NxBxT1.shape[:2], -1)  # fmt: skip
+    return Heldout(put(tokens_NxBxT1), put(unit_NxBxT.astype(np.int32)), n_units)
+
+
+def every(run: Run) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Measure:
+    """`of` maps a Checkpoint to {metric: number, vector over `index`, or matrix layer x index}, or to a table with columns
+    metric, value and, where wanted, layer and index.
+
+    at: every checkpoint, the last, the best (least held-out loss), or those of some steps. runs: of which runs. version:
+    raise it when `of` changes, and all is measured again. traced: `of` is a pure JAX function; one compiled program runs it
+    for all models of a pack, over all devices. Otherwise each model is measured in plain Python, the checkpoints dealt out
+    over the hosts.
+
+    Raises InputError on a name or a step that cannot be.
+    """
+
+    name: str
+    of: Callable[[Checkpoint], Rows]
+    at: Literal["every", "last", "best"] | tuple[int, ...] = "every"
+    runs: Callable[[Run], bool] = every
+    version: int = 1
+    traced: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.name, self.version, self.of)
+        if self.at not in ("every", "last", "best") and not isinstance(self.at, tuple):
+            raise InputError(
+                f"measure {self.name!r}: at = {self.at!r} must be 'every', 'last', 'best' or a tuple of steps"
+            )
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Rows of no trained model: an ODE, a published table, a language whose answer is known. `of` takes nothing and returns
+    what `Measure.of` does; the rows' series is `name`, their step 0 unless a table says otherwise (columns step, tokens)."""
+
+    name: str
+    of: Callable[[], Rows]
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        _check(self.name, self.version, self.of)
+
+
+def _check(name: str, version: int, of: object) -> None:
+    if not isinstance(name, str) or not name or not callable(of):
+        raise InputError(f"measure {name!r} of {of!r}: needs a name and a function")
+    if not isinstance(version, int) or version < 1:
+        raise InputError(f"measure {name!r}: version = {version!r} must be 1 or more")
+
+
+def values(found: Rows, name: str) -> pd.DataFrame:
+    """What a measure returned as a table of metric, layer, index and value (and step and tokens, where it says so); layer
+    -1 is of no layer. Raises InputError with the measure's name when it is something else."""
+    if isinstance(found, pd.DataFrame):
+        if missing := {"metric", "value"} - set(found.columns):
+            raise InputError(f"measure {name!r} returned a table without the column {min(missing)!r}")
+        if unknown := set(found.columns) - {"metric", "value", "layer", "index", "step", "tokens"}:
+            raise InputError(f"measure {name!r} returned a table with an unknown column {min(unknown)!r}")
+        return found.assign(**{k: v for k, v in {"layer": -1, "index": 0}.items() if k not in found})
+    if not isinstance(found, Mapping):
+        raise InputError(f"measure {name!r} returned {type(found).__name__}: must be {{metric: numbers}} or a table")
+    parts = []
+    for metric, value in found.items():
+        try:
+            array = np.asarray(value, np.float64)
+        except (TypeError, ValueError):
+            raise InputError(f"measure {name!r}: {metric!r} is {value!r:.80}, which is no number or array") from None
+        if array.ndim > 2:
+            raise InputError(f"measure {name!r}: {metric!r} has shape {array.shape}: a matrix, layer x index, at most")
+        table = np.atleast_2d(array)
+        layer, index = np.indices(table.shape).reshape(2, -1)
+        layer = layer if array.ndim == 2 else np.full(table.size, -1)
+        parts.append(pd.DataFrame({"metric": str(metric), "layer": layer, "index": index, "value": table.ravel()}))
+    return (
+        pd.concat(parts, ignore_index=True)
+        if parts
+        else pd.DataFrame({k: [] for k in ("metric", "layer", "index", "value")})
+    )

@@ -1,0 +1,109 @@
+"""Measures of the checkpoints of one pack: parameters are read once a step, traced measures run over all devices."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxsat import hosts, model
+from jaxsat.checkpoints import Store
+from jaxsat.config import Layout, ModelConfig, Run
+from jaxsat.corpus import Corpus
+from jaxsat.measure import table
+from jaxsat.measure.measure import Checkpoint, Heldout, Measure, heldout, values
+from jaxsat.parallel import abstract_like, make_mesh, over_runs, pack_layout, per_run, put, state_shardings
+from jaxsat.sweep import Pack
+
+Todo = Mapping[int, Sequence[tuple[Measure, Sequence[Run]]]]  # step -> what is measured there, of which runs
+
+
+def measured(
+    pack: Pack, store: Store, corpus: Corpus, todo: Todo, layout: Layout = Layout()
+) -> Iterator[tuple[int, pd.DataFrame]]:
+    """(step, rows of the table that this host is to write) for each step of `todo`, ascending.
+
+    Parameters lie over the devices as in training, and the held-out rows over axis `data`. Products are taken in full
+    float32, whatever training did (C8: TF32 and bf16 passes move a loss in its fourth digit).
+    """
+    chosen = Layout(**hosts.first(lambda: dataclasses.asdict(pack_layout(pack, layout))))
+    mesh = make_mesh(pack, chosen)
+    rank_K = put(np.array([run.model.rank for run in pack.runs], np.int32), per_run(mesh))
+    over_data = partial(put, sharding=NamedSharding(mesh, PartitionSpec(None, "data")))
+    text = heldout(corpus, over_data, mesh.shape["data"])
+    abstract = abstract_params(pack, mesh)
+    finish: Callable[[], pd.DataFrame] | None = None
+    before = -1
+    for step in sorted(todo):
+        params_K = store.params(step, abstract)  # read while the devices still measure the one before
+        if finish:
+            yield before, finish()
+        traced = {m: runs for m, runs in todo[step] if m.traced}
+        with jax.default_matmul_precision("highest"):
+            args = (pack.model, text.n_units, mesh, params_K, rank_K, text.tokens_NxBxT1, text.unit_NxBxT)
+            found = {m: _traced(m.of, *args) for m in traced}
+        if jax.process_count() > 1:  # reading asks the other processes: never two programs of several at once
+            jax.block_until_ready(found)
+        plain = [(m, run) for m, runs in todo[step] if not m.traced for run in runs]
+        finish = partial(_finish, pack, store, corpus, text, step, params_K, traced, found, plain)
+        before = step
+    if finish:
+        yield before, finish()
+
+
+def abstract_params(pack: Pack, mesh: jax.sharding.Mesh):
+    """Shapes and shardings of the stacked parameters of a pack's runs, for restoring them."""
+    keys_K = jax.random.split(jax.random.key(0), len(pack.runs))
+    shapes = jax.eval_shape(jax.vmap(lambda key: model.init(pack.model, key)), keys_K)
+    return abstract_like(shapes, state_shardings(mesh, shapes))
+
+
+def own(pack: Pack, params_K: Any, run: Run) -> model.Params:
+    """The parameters of one run of a pack, a factored head cut to its own rank, on one device of this host."""
+    k, device = pack.runs.index(run), jax.local_devices()[0]
+    params = jax.device_put(jax.tree.map(lambda x: x[k], params_K), device)
+    if run.model.head_rank:
+        params["head"] = {"a": params["head"]["a"][:, : run.model.rank], "b": params["head"]["b"][: run.model.rank]}
+    return params
+
+
+@partial(jax.jit, static_argnames=("of", "config", "n_units", "mesh"))
+def _traced(
+    of, config: ModelConfig, n_units: int, mesh, params_K, rank_K, tokens_NxBxT1, unit_NxBxT
+) -> dict[str, jax.Array]:
+    def one(params, rank, tokens_NxBxT1, unit_NxBxT):
+        return dict(of(Checkpoint(config, params, rank, Heldout(tokens_NxBxT1, unit_NxBxT, n_units))))
+
+    return over_runs(mesh, one, shared=2)(params_K, rank_K, tokens_NxBxT1, unit_NxBxT)
+
+
+def _finish(pack, store, corpus, text, step, params_K, traced, found, plain) -> pd.DataFrame:
+    """Waits for what is measured at a step, measures the rest, and makes rows of it."""
+    frames = []
+    for measure, runs in traced.items():
+        value_K = multihost_utils.process_allgather(found[measure], tiled=True)
+        if jax.process_index() == 0:
+            for run in runs:
+                k = pack.runs.index(run)
+                frames.append(_rows(measure, run, step, {name: value[k] for name, value in value_K.items()}))
+    mine = plain[jax.process_index() :: jax.process_count()]
+    if mine and jax.process_count() > 1:  # each host reads alone what it measures alone
+        with Store(store.directory, store.run_ids, alone=True) as alone:
+            params_K = alone.params(step)
+    for measure, run in mine:
+        params = own(pack, params_K, run)
+        c = Checkpoint(run.model, params, run.model.rank, text, run, step, step * run.tokens_per_step, corpus)
+        with jax.default_matmul_precision("highest"):
+            frames.append(_rows(measure, run, step, measure.of(c)))
+    return pd.concat(frames, ignore_index=True) if frames else table.empty()
+
+
+def _rows(measure: Measure, run: Run, step: int, found: Any) -> pd.DataFrame:
+    rows = values(found, measure.name)
+    rows = rows[np.isfinite(rows["value"].astype(float))]
+    return table.rows(run.id, step, step * run.tokens_per_step, measure.name, measure.version, rows)

@@ -1,0 +1,146 @@
+"""The measures that any language model can be asked."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from jaxsat import model
+from jaxsat.config import ModelConfig, Run
+from jaxsat.corpus import batch_at
+from jaxsat.evaluate import token_losses
+from jaxsat.measure import spectra
+from jaxsat.measure.anisotropy import mean_cosine, sum_of_directions
+from jaxsat.measure.heads import frozen_head_losses, train_frozen_heads
+from jaxsat.measure.measure import Checkpoint, Measure, blocks, every
+
+ANISOTROPY_TOKENS = 8192  # the first of the held-out slice
+FROZEN_TOKENS = 500_000  # on whose states heads are trained
+FROZEN_RANKS = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)
+
+
+def loss(runs: Callable[[Run], bool] = every) -> Measure:
+    """`heldout_loss`, nats a token of the fixed slice; `document_loss`, the same of each of its documents, by index."""
+    return Measure("loss", _loss, runs=runs, traced=True)
+
+
+def head(runs: Callable[[Run], bool] = every) -> Measure:
+    """The spectrum of the output head: `singular_value`s, descending, and what sums them up; see `spectra`."""
+    return Measure("head", _head, runs=runs, traced=True)
+
+
+def anisotropy(runs: Callable[[Run], bool] = every) -> Measure:
+    """Mean cosine of the representations of two positions, over the first ANISOTROPY_TOKENS of the slice: `anisotropy`
+    by layer (0: the embedding), `anisotropy_before_gain` and `anisotropy_after_gain` of the last one, normalised."""
+    return Measure("anisotropy", _anisotropy, runs=runs, traced=True)
+
+
+def frozen_heads(runs: Callable[[Run], bool] = every, ranks: Sequence[int] = FROZEN_RANKS) -> Measure:
+    """`frozen_head_loss`, index = rank: heads of each rank retrained on the last checkpoint's frozen backbone.
+
+    One pass over the hidden states of FROZEN_TOKENS; the loss is that of the slice. Compare each rank with the retrained
+    full head, not with the model's own: those have seen other data (Godey et al. 2024, section 5). `frozen_head_gain`:
+    by how much the second half of that pass still lowered each head's loss; where it is not small, training was too short.
+    """
+    return Measure("frozen_heads", partial(_frozen_heads, ranks=tuple(ranks)), at="last", runs=runs)
+
+
+def standard() -> list[Measure]:
+    """What is measured of every checkpoint where an experiment names no measures."""
+    return [loss(), head(), anisotropy()]
+
+
+def _loss(c: Checkpoint) -> dict[str, jax.Array]:
+    def block(args: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        rows_BxT1, unit_BxT = args
+        nats_BxT = token_losses(c.config, c.params, rows_BxT1)
+        of_unit_BxTxU = jax.nn.one_hot(
+            unit_BxT, c.heldout.n_units
+        )  # a product, which any mesh can split; -1 is of none
+        sums_U = jnp.einsum("bt,btu->u", nats_BxT, of_unit_BxTxU, precision="highest")
+        return sums_U, of_unit_BxTxU.sum((0, 1))
+
+    sums_NxU, counts_NxU = jax.lax.map(block, (c.heldout.tokens_NxBxT1, c.heldout.unit_NxBxT))
+    nats_U, tokens_U = sums_NxU.sum(0), counts_NxU.sum(0)
+    return {"heldout_loss": nats_U.sum() / tokens_U.sum(), "document_loss": nats_U / tokens_U}
+
+
+def _head(c: Checkpoint) -> dict[str, jax.Array]:
+    sigma_R = head_sigma(c.config, c.params)
+    return {
+        "singular_value": jnp.where(
+            jnp.arange(len(sigma_R)) < c.rank, sigma_R, jnp.nan
+        ),  # beyond the run's own rank: none
+        "singular_entropy": spectra.singular_entropy(sigma_R, c.rank),
+        "effective_rank": spectra.effective_rank(sigma_R, c.rank),
+        "largest_share": spectra.largest_share(sigma_R, c.rank),
+        "condition_number": spectra.condition_number(sigma_R, c.rank),
+    }
+
+
+def head_sigma(config: ModelConfig, params: model.Params) -> jax.Array:
+    """Singular values of the head, of A B when factored."""
+    if config.tied_head:
+        return spectra.head_spectrum(params["embedding"])
+    if config.head_rank is None:
+        return spectra.head_spectrum(params["head"]["kernel"])
+    return spectra.factored_head_spectrum(params["head"]["a"], params["head"]["b"])
+
+
+def _anisotropy(c: Checkpoint) -> dict[str, jax.Array]:
+    config = c.config
+    sampled = -(-ANISOTROPY_TOKENS // config.context)  # rows
+    n_blocks = -(-sampled // c.heldout.tokens_NxBxT1.shape[1])
+    tokens_NxBxT1 = c.heldout.tokens_NxBxT1[:n_blocks]
+
+    def block(args: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        first, rows_BxT1 = args
+        h_BxTxD, stream_LxBxTxD = model.hidden(config, c.params, jnp.maximum(rows_BxT1[:, :-1], 0))
+        last_BxTxD = stream_LxBxTxD[-1].astype(jnp.float32)
+        if config.norm == "layer":
+            last_BxTxD -= last_BxTxD.mean(axis=-1, keepdims=True)
+        # A norm divides each vector by a number of its own, which no cosine sees: without the gain only the centring of
+        # LayerNorm is left.
+        states = jnp.stack([*stream_LxBxTxD.astype(jnp.float32), last_BxTxD, h_BxTxD.astype(jnp.float32)])
+        sample_B = (first + jnp.arange(len(rows_BxT1)) < sampled) & (rows_BxT1[:, 0] >= 0)
+        states = jnp.where(sample_B[None, :, None, None], states, 0)
+        return jax.vmap(sum_of_directions)(states.reshape(len(states), -1, config.width))
+
+    first_N = jnp.arange(len(tokens_NxBxT1)) * tokens_NxBxT1.shape[1]
+    sums = jax.tree.map(lambda x: x.sum(0), jax.lax.map(block, (first_N, tokens_NxBxT1)))
+    *layers, before_gain, after_gain = jax.vmap(mean_cosine)(*sums)
+    return {
+        "anisotropy": jnp.stack(layers)[:, None],
+        "anisotropy_before_gain": before_gain,
+        "anisotropy_after_gain": after_gain,
+    }
+
+
+def _frozen_heads(c: Checkpoint, ranks: tuple[int, ...]) -> pd.DataFrame:
+    rows = min(len(c.corpus.train_RxT1), FROZEN_TOKENS // c.config.context)
+    ranks = [r for r in ranks if r <= c.config.width]
+    train_h, train_y = _states(c.config, c.params, batch_at(c.corpus, c.run.seed, 0, rows))
+    heldout_h, heldout_y = _states(c.config, c.params, c.corpus.heldout_MxT1)
+    half = len(train_y) // 2
+    heads = [
+        train_frozen_heads(train_h[:n], train_y[:n], c.config.vocab_size, ranks, seed=c.run.seed) for n in (half, None)
+    ]
+    early, late = (np.asarray(frozen_head_losses(each, heldout_h, heldout_y)) for each in heads)
+    metrics = {"frozen_head_loss": late, "frozen_head_gain": early - late}
+    return pd.concat([pd.DataFrame({"metric": name, "index": ranks, "value": v}) for name, v in metrics.items()])
+
+
+@partial(jax.jit, static_argnames="config")
+def _final_hidden(config: ModelConfig, params: model.Params, inputs_NxBxT: jax.Array) -> jax.Array:
+    return jax.lax.map(lambda inputs_BxT: model.hidden(config, params, inputs_BxT)[0], inputs_NxBxT)
+
+
+def _states(config: ModelConfig, params: model.Params, rows_NxT1: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """(h_NxD, targets_N) of all positions of the rows."""
+    targets_N = rows_NxT1[:, 1:].reshape(-1)
+    inputs_NxBxT = np.maximum(blocks(rows_NxT1)[..., :-1], 0)
+    h_NxD = _final_hidden(config, params, inputs_NxBxT).reshape(-1, config.width)
+    return h_NxD[: len(targets_N)], jnp.asarray(targets_N)
