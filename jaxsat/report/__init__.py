@@ -1,6 +1,8 @@
-"""Tables, figures, claims and one self-contained HTML page, from the measurements, the runs and the law fits alone."""
+"""Charts, tables and verdicts on one self-contained HTML page, from results alone."""
 
-from jaxsat.report.claims import Claim, Measured, over_seeds
-from jaxsat.report.page import Figure, Section, Table, write
+from jaxsat.report import standard
+from jaxsat.report.chart import Chart
+from jaxsat.report.page import sources_of, write
+from jaxsat.report.section import Drawing, Section, Table
 
-__all__ = ["Claim", "Figure", "Measured", "Section", "Table", "over_seeds", "write"]
+__all__ = ["Chart", "Drawing", "Section", "Table", "sources_of", "standard", "write"]

@@ -2,83 +2,86 @@
 
     OUT/index.html, OUT/claims.json, OUT/figures/NAME.{pdf,png,csv}, OUT/tables/NAME.csv
 
-The same tables give the same bytes (with the same matplotlib): no dates, fixed ids.
+The same results give the same bytes (with the same matplotlib): no dates, fixed ids.
 """
 
-import io
-import math
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import jinja2
-import matplotlib
-import matplotlib.figure
-import numpy as np
 import pandas as pd
 from etils import epath
-from markupsafe import Markup
-from matplotlib.lines import Line2D
+from markupsafe import Markup, escape
 
+from jaxsat.claims import ORIGINS, VERDICTS, Judged, headline, tally, to_json
 from jaxsat.config import InputError
-from jaxsat.report.claims import ORIGINS, Claim, headline, number, tally, to_json
-from jaxsat.report.figures import DARK, PAPER, STYLE
+from jaxsat.report import words
+from jaxsat.report.figures import DARK
+from jaxsat.report.section import Section, Table
+from jaxsat.report.svg import inline, render, settle
+from jaxsat.results import NotMeasured, Results
 
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """`figure` None: the page says that nothing was measured for it. `data`: what it draws, written as CSV."""
-
-    name: str
-    caption: str
-    figure: matplotlib.figure.Figure | None
-    data: pd.DataFrame | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    name: str
-    caption: str
-    frame: pd.DataFrame
-
-
-@dataclass(frozen=True)
-class Section:
-    """`text`: plain paragraphs, an empty line between them."""
-
-    heading: str
-    text: str = ""
-    figures: Sequence[Figure] = ()
-    tables: Sequence[Table] = ()
+SIGNS = dict(zip(VERDICTS, "✓✗~○–", strict=True))
+STYLES = dict(zip(VERDICTS, ("yes", "no", "open", "open", "open"), strict=True))
+T = TypeVar("T")
+_SOURCES = '<meta name="jaxsat-sources" content="'
 
 
 def write(
-    out: epath.Path,
+    folders: Sequence[epath.PathLike],
     title: str,
     intro: str,
     sections: Sequence[Section],
-    claims: Sequence[Claim],
+    judged: Sequence[Judged],
     provenance: Mapping[str, str],
-) -> epath.Path:
-    """Writes the whole report to the directory `out`, replacing an earlier one, and returns the path of its page.
+    results: Results,
+    *,
+    command: str = "",
+    larger: str = "",
+    notices: Sequence[str] = (),
+    sources: str = "",
+) -> None:
+    """Writes the report of `results` into each of `folders`, replacing an earlier one there.
 
-    Everything is rendered beside `out` and then put in its place by a rename, so a report is whole or absent.
-    Raises InputError when `out` holds something else than a report, and on names that repeat or cannot be file names.
+    command: what measures more of this scale, larger: what runs the next one; they stand beside the verdicts that ask
+    for them. notices: what went wrong quietly, at the top. sources: a hash of all that the report is made of, which
+    `sources_of` reads back.
+
+    Everything is rendered once, before anything is written, and then put in its place by a rename, so a report is whole
+    or absent. Raises InputError when a folder holds something else than a report or cannot be written, on two items of
+    one name and on a name that is no file name. What was not measured is said on the page.
     """
-    out = epath.Path(out)
+    folders = [epath.Path(folder) for folder in folders]
+    for out in folders:
+        if out.exists() and not (out / "claims.json").exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{out} exists and holds no report: give an empty or a new directory")
     _check_names(sections)
-    if out.exists() and any(out.iterdir()) and not (out / "claims.json").exists():
-        raise InputError(f"{out} exists and holds no report: give an empty or a new directory")
+    texts = {"command": command, "larger": larger, "notices": notices, "sources": sources}
+    files = _files(title, intro, sections, judged, provenance, results, **texts)
+    for out in folders:
+        try:
+            _put(out, files)
+        except OSError as e:
+            raise InputError(f"cannot write the report to {out}: {e.strerror or e}; give another place") from None
+
+
+def sources_of(page: epath.PathLike) -> str | None:
+    """The `sources` that a page states; None when there is no page, or it states none."""
+    page = epath.Path(page)
+    if not page.exists():
+        return None
+    return page.read_text().partition(_SOURCES)[2].partition('"')[0] or None
+
+
+def _put(out: epath.Path, files: Mapping[str, bytes]) -> None:
     new, old = out.parent / f".{out.name}.new", out.parent / f".{out.name}.old"
     for leftover in (new, old):
         if leftover.exists():
             leftover.rmtree()
-    for path, content in _files(title, intro, sections, claims, provenance).items():
+    for path, content in files.items():
         target = new / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
@@ -87,52 +90,13 @@ def write(
     new.rename(out)
     if old.exists():
         old.rmtree()
-    return out / "index.html"
 
 
-def svg(figure: matplotlib.figure.Figure, name: str, label: str) -> str:
-    """The figure as inline SVG: selectable text, colours that follow the page's light or dark, ids of its own.
-
-    Every labelled line becomes a group with its name and its values (data-label, data-x, data-y), which the page's
-    script shows under the pointer.
-    """
-    with matplotlib.rc_context(STYLE):
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # settled: every format shows the same drawing
-        values = {}
-        for line in figure.findobj(Line2D):
-            if line.axes and len(line.get_xdata()) and line in line.axes.lines and not line.get_label().startswith("_"):
-                gid = f"line{len(values)}"
-                line.set_gid(gid)
-                values[gid] = (line.get_label(), *line.get_xydata().T)
-        text = render(figure, "svg").decode()
-    text = re.sub(r"^.*?(?=<svg )|\s*<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
-    box = re.search(r'viewBox="[^"]*"', text)[0]
-    text = f'<svg {box} role="img" aria-label="{escape(label)}">' + text.partition(">")[2]
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    text = re.sub("|".join(DARK), lambda color: f"var(--{color[0][1:]})", text)
-    text = re.sub(r"(font: [^;\"]*?)'DejaVu Sans'[^;\"]*", r"\1var(--sans)", text)
-    for gid, (line, x, y) in values.items():
-        points = f'data-label="{escape(line)}" data-x="{_numbers(x)}" data-y="{_numbers(y)}"'
-        text = text.replace(f'<g id="{name}-{gid}">', f"<g {points}>")
-    return re.sub(r'<g id="[^"]*">', "<g>", re.sub(r"\n\s*", "\n", text))
-
-
-def _files(title, intro, sections, claims, provenance) -> dict[str, bytes]:
+def _files(title, intro, sections, judged, provenance, results, **texts) -> dict[str, bytes]:
     """Relative path -> content of every file of the report."""
-    files = {"claims.json": to_json(claims).encode()}
-    drawings = {}
-    for figure in (figure for section in sections for figure in section.figures):
-        if figure.figure is None:
-            continue
-        drawings[figure.name] = svg(figure.figure, figure.name, figure.caption)
-        with matplotlib.rc_context(STYLE):
-            for kind in ("pdf", "png"):
-                files[f"figures/{figure.name}.{kind}"] = render(figure.figure, kind)
-        if figure.data is not None:
-            files[f"figures/{figure.name}.csv"] = _csv(figure.data)
-    for table in (table for section in sections for table in section.tables):
-        files[f"tables/{table.name}.csv"] = _csv(table.frame)
+    files = {"claims.json": to_json(judged).encode()}
+    shown = [(s.heading, _measured(lambda s=s: s.text(results)) if callable(s.text) else s.text) for s in sections]
+    contents = {item.name: _content(item, results, files) for section in sections for item in section.items}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -140,44 +104,51 @@ def _files(title, intro, sections, claims, provenance) -> dict[str, bytes]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(rows=rows, heading=heading, paragraphs=paragraphs)
+    environment.filters.update(
+        rows=words.rows, heading=heading, paragraphs=paragraphs, estimate=words.estimate, number=words.number
+    )
+    kinds = {kind: [j for j in judged if j.claim.kind == kind] for kind in ("paper", "follow-up", "check")}
     page = environment.get_template("page.html").render(
-        title=title, intro=intro, sections=sections, claims=claims, provenance=provenance, headline=headline(claims),
-        tally=tally(claims), origins=ORIGINS, drawings=drawings, dark=DARK, fonts=FONTS, files=files,
-        is_number=pd.api.types.is_numeric_dtype, with_index=_with_index,
+        title=title, intro=intro, sections=zip(shown, (s.items for s in sections), strict=True), kinds=kinds,
+        provenance=provenance, headline=headline(judged), tally=tally(judged), origins=ORIGINS, signs=SIGNS,
+        styles=STYLES, contents=contents, dark=DARK, fonts=FONTS, files=files, Markup=Markup,
+        is_number=pd.api.types.is_numeric_dtype, meta=Markup(_SOURCES), **texts,
     )  # fmt: skip
     files["index.html"] = page.encode()
     return files
 
 
-def cells(column: pd.Series) -> list[str]:
-    """A table's column for people: numbers of like size share their decimals, so that their points line up."""
-    values = column.tolist()
-    texts = [_cell(v) for v in values]
-    sizes = [abs(v) for v in values if np.isfinite(v) and v] if pd.api.types.is_float_dtype(column) else []
-    if not sizes or max(sizes) >= 1e4 or max(sizes) > 1e3 * min(sizes):
-        return texts
-    needed = max(len(text.partition(".")[2]) for text in texts)
-    decimals = max(0, min(needed, 3 - math.floor(math.log10(max(sizes)))))
-    lined_up = [f"{v:.{decimals}f}".replace("-", "−") for v in values]
-    return [new if np.isfinite(v) else old for v, new, old in zip(values, lined_up, texts, strict=True)]
+def _content(item, results: Results, files: dict[str, bytes]) -> Markup | pd.DataFrame | str:
+    """What stands on the page for a chart, drawing or table: SVG, a table, or why there is none. Adds its files."""
+    if isinstance(item, Table):
+        frame = _measured(lambda: item.frame(results))
+        if isinstance(frame, pd.DataFrame):
+            frame = _with_index(frame)
+            files[f"tables/{item.name}.csv"] = _csv(frame)
+            return frame if len(frame) else "Not measured: it has no rows."
+        return frame
+    figure = _measured(lambda: item.draw(results))
+    if isinstance(figure, str):
+        return figure
+    settle(figure)
+    drawn = Markup(inline(figure, item.name, item.caption))
+    for kind in ("pdf", "png"):
+        files[f"figures/{item.name}.{kind}"] = render(figure, kind)
+    if item.data is not None:
+        files[f"figures/{item.name}.csv"] = _csv(_with_index(item.data(results)))
+    return drawn
 
 
-def rows(frame: pd.DataFrame) -> list[tuple[str, ...]]:
-    return list(zip(*(cells(frame[name]) for name in frame), strict=True))
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return number(value)
-    return "–" if value is None or value is pd.NA else str(value)
+def _measured(make: Callable[[], T]) -> T | str:
+    try:
+        return make()
+    except NotMeasured as e:
+        return f"Not measured: {e}."
 
 
 def heading(name: object) -> Markup:
     """A column's name that may break at its dots and underscores, so that long keys do not widen a table."""
-    return Markup(re.sub(r"(?<=[._])", "<wbr>", escape(str(name))))
+    return Markup(re.sub(r"(?<=[._])", "<wbr>", str(escape(str(name)))))
 
 
 def paragraphs(text: str) -> list[str]:
@@ -185,29 +156,20 @@ def paragraphs(text: str) -> list[str]:
 
 
 def _check_names(sections: Sequence[Section]) -> None:
-    names = Counter(item.name for section in sections for item in (*section.figures, *section.tables))
-    for name, count in names.items():
-        if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or count > 1:
-            raise InputError(f"figure or table {name!r}: names must be unique, and a-z, 0-9, - and _ only")
-
-
-def render(figure: matplotlib.figure.Figure, kind: str) -> bytes:
-    """Bytes without a date; on white, except for SVG, which takes the page's background."""
-    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-    buffer = io.BytesIO()
-    paper = "none" if kind == "svg" else PAPER
-    figure.savefig(buffer, format=kind, dpi=200, facecolor=paper, metadata=dates[kind])
-    return buffer.getvalue()
+    seen = set()
+    for section in sections:
+        for item in section.items:
+            if not re.fullmatch(r"[a-z][a-z0-9_-]*", item.name):
+                raise InputError(f"section {section.heading!r}: {item.name!r} must be a-z, 0-9, - and _ only")
+            if item.name in seen:
+                raise InputError(f"section {section.heading!r}: {item.name!r} is there twice; give one another name")
+            seen.add(item.name)
 
 
 def _csv(frame: pd.DataFrame) -> bytes:
-    return _with_index(frame).to_csv(index=False, lineterminator="\n").encode()
+    return frame.to_csv(index=False, lineterminator="\n").encode()
 
 
 def _with_index(frame: pd.DataFrame) -> pd.DataFrame:
     """A named index is a column; a bare one is only a count of rows."""
     return frame.reset_index() if any(frame.index.names) else frame
-
-
-def _numbers(values: np.ndarray) -> str:
-    return " ".join(f"{value:.5g}" for value in values)

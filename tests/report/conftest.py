@@ -1,25 +1,17 @@
-"""Tables shaped as the laptop-scale sweep's: losses of the size that was measured there, every metric, two seeds."""
+"""Results shaped as the laptop-scale sweep's: losses of the size that was measured there, every metric, two seeds."""
+
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from jaxsat import laws
 from jaxsat.config import ModelConfig, Run, TrainConfig, checkpoint_steps, flatten
-from jaxsat.report.tables import final_losses
+from jaxsat.laws.law import Law
+from jaxsat.results import Results
 
 WIDTHS = (8, 16, 32, 64)
-
-
-def runs_table(points: list[tuple[str, Run]]) -> pd.DataFrame:
-    rows = []
-    for part, run in points:
-        d, depth, vocab = run.model.width, run.model.depth, run.model.vocab_size
-        blocks = depth * 12 * d * d
-        counts = {"params.nonembedding": blocks, "params.head": vocab * d, "params.total": blocks + 2 * vocab * d}
-        extra = {"tokens": run.train.steps * run.tokens_per_step, "state": "done", "part": part}
-        rows.append({"run": run.id} | flatten(run) | counts | extra)
-    return pd.DataFrame(rows).set_index("run")
+COLUMNS = ["series", "step", "tokens", "layer", "index", "metric", "value"]
 
 
 def final_loss(d: int, r: int, steps: int = 1500) -> float:
@@ -58,43 +50,60 @@ def _ranks(low: int, high: int) -> list[int]:
     return [2**k for k in range(12) if low <= 2**k <= high]
 
 
-@pytest.fixture(scope="session")
-def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
-    points = []
+def points() -> list[tuple[str, Run]]:
+    found = []
     for d in WIDTHS:
         for r in _ranks(2 if d < 64 else 4, d):
             for seed in (0, 1) if d < 32 or r == d else (0,):
                 model = ModelConfig(width=d, heads=max(1, d // 16), head_rank=None if r == d else r)
-                points.append(("main", Run(model, TrainConfig(learning_rate=0.384 / d), seed=seed)))
+                found.append(("main", Run(model, TrainConfig(learning_rate=0.384 / d), seed=seed)))
     for d in WIDTHS[:3]:
         for steps in (375, 750):
             model = ModelConfig(width=d, heads=max(1, d // 16))
             train = TrainConfig(steps=steps, learning_rate=0.384 / d)
-            points += [("budget", Run(model, train, seed=seed)) for seed in (0, 1)]
+            found += [("budget", Run(model, train, seed=seed)) for seed in (0, 1)]
     for wd in (0.0, 0.1):
         for lr in (0.04, 0.12):
             train = TrainConfig(steps=3000, learning_rate=lr, weight_decay=wd)
-            points.append(("probe", Run(ModelConfig(width=8, heads=1), train)))
+            found.append(("probe", Run(ModelConfig(width=8, heads=1), train)))
+    return found
+
+
+@pytest.fixture(scope="session")
+def results() -> Results:
+    """Parts main, budget and probe, and two worlds that are no runs, i^-0.5 and i^-1.5."""
+    runs, rows, parts = {}, [], {"main": (), "budget": (), "probe": ()}
     rng = np.random.default_rng(0)
-    runs = runs_table(points)
-    rows = [(id, *row) for id, (_, run) in zip(runs.index, points, strict=True) for row in history(run, rng)]
+    for part, run in points():
+        d, depth, vocab = run.model.width, run.model.depth, run.model.vocab_size
+        blocks = depth * 12 * d * d
+        counts = {"params.nonembedding": blocks, "params.head": vocab * d, "params.total": blocks + 2 * vocab * d}
+        own = {"tokens": run.train.steps * run.tokens_per_step, "epochs": 1.0, "state": "done", "part": part}
+        runs[run.id] = flatten(run) | counts | own
+        parts[part] += (run.id,)
+        rows += [(run.id, *row) for row in history(run, rng)]
     for spectrum, power in (("i^-0.5", 0.5), ("i^-1.5", 1.5)):
         sigma = np.arange(1, 17) ** -power * 1.2
         for r in (1, 2, 3, 4, 6, 8, 12, 16):
             tail = float(np.sqrt((sigma[r:] ** 2).sum()))
             values = {"head_tail": tail, "head_gap_truncated": 0.46 * tail**2, "head_gap_trained": 0.44 * tail**2.04}
-            rows += [(f"synthetic-{spectrum}", 0, 0, -1, r, metric, value) for metric, value in values.items()]
-    measurements = pd.DataFrame(rows, columns=["run", "step", "tokens", "layer", "index", "metric", "value"])
-    return measurements.astype({"layer": "int32", "index": "int32"}), runs
+            rows += [(spectrum, 0, 0, -1, r, metric, value) for metric, value in values.items()]
+    measurements = pd.DataFrame(rows, columns=COLUMNS).astype({"layer": "int32", "index": "int32"})
+    return Results("laptop", pd.DataFrame.from_dict(runs, orient="index"), measurements, parts)
 
 
 @pytest.fixture(scope="session")
-def law(tables) -> tuple[laws.Fit, pd.DataFrame, pd.Index]:
-    """A law of the full heads, fitted without the widest: the fit, the points, the runs held out of it."""
-    measurements, runs = tables
-    points = final_losses(measurements, runs[runs["model.head_rank"].isna() & (runs["part"] != "probe")])
-    held_out = points.index[points["model.width"] == 64]
-    seen = points.drop(held_out)
-    hold = {"E": 1.9, "B": 3000.0, "beta": 0.7}
-    inputs = {"N": seen["params.total"], "D": seen["tokens"]}
-    return laws.fit(laws.chinchilla, inputs, seen["loss"], hold=hold, bootstrap=30), points, held_out
+def law() -> Law:
+    """Of the full heads of main and budget; the widest are held out."""
+
+    def rows(results: Results) -> pd.DataFrame:
+        last = results.last("heldout_loss", part=("main", "budget"), where="`model.head_rank`.isna()")
+        return last.rename(columns={"params.total": "N", "tokens": "D", "value": "loss"}).set_index("series")
+
+    return Law(rows, hold={"E": 1.9, "B": 3000.0, "beta": 0.7}, held_out="model.width")
+
+
+@pytest.fixture(scope="session")
+def fitted(results: Results, law: Law) -> Results:
+    """With the law "L(N, D)"."""
+    return replace(results, laws={"L(N, D)": law.fit(law.rows(results))})
