@@ -1,7 +1,8 @@
 """One step, one loop, many runs in one program."""
 
+from jaxsat.config import Preempted
 from jaxsat.train.logs import environment, read_metrics, write_atomically
-from jaxsat.train.loop import Preempted, train_pack
+from jaxsat.train.loop import train_pack, train_run
 from jaxsat.train.step import Hyper, Program, State, hypers, initializer, learning_rate, train_step
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "learning_rate",
     "read_metrics",
     "train_pack",
+    "train_run",
     "train_step",
     "write_atomically",
 ]

@@ -1,6 +1,7 @@
 """What a run leaves beside its checkpoints: runs/<id>/{config.json, env.json, metrics.jsonl}."""
 
 import json
+import os
 import platform
 import sys
 from importlib import metadata
@@ -21,12 +22,13 @@ def write_atomically(path: epath.Path, text: str) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and devices: what one needs to explain a difference between two machines."""
+    """Versions, devices and XLA's flags: what one needs to explain a difference between two machines."""
     packages = ("jaxsat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "packages": {name: metadata.version(name) for name in packages},
     }
 
@@ -34,19 +36,21 @@ def environment() -> dict[str, Any]:
 class RunLog:
     """metrics.jsonl of one run, one JSON object a line; written whole at each checkpoint, so the two never disagree
     and object storage, which cannot append, will do. A run that continues from `step` keeps the lines up to it.
-    Only the first of many hosts writes."""
+    Only the first of many hosts writes, and none without a directory."""
 
-    def __init__(self, directory: epath.Path, run: Run, step: int, tensorboard: bool = False):
-        self._path, self._writes = directory / "metrics.jsonl", jax.process_index() == 0
-        self._events = _summary_writer(directory / "tensorboard", step) if tensorboard and self._writes else None
-        self._lines = [line for line in read_metrics(directory) if line["step"] <= step]
-        self.diverged = any("diverged" in line for line in self._lines)
-        if self._writes:
+    def __init__(self, directory: epath.Path | None, run: Run, step: int, tensorboard: bool = False):
+        self._directory = directory if jax.process_index() == 0 else None
+        self._events = _summary_writer(directory / "tensorboard", step) if tensorboard and self._directory else None
+        self.lines = [line for line in read_metrics(directory) if line["step"] <= step] if directory else []
+        self.diverged = any("diverged" in line for line in self.lines)
+        if self._directory:
             write_atomically(directory / "config.json", dumps(run))
-            write_atomically(directory / "env.json", json.dumps(environment(), indent=2))
+            path = directory / "env.json"  # a launch may be on another machine than the one before
+            launches = json.loads(path.read_text()) if path.exists() else []
+            write_atomically(path, json.dumps([*launches, environment()], indent=2))
 
     def add(self, line: dict[str, Any]) -> None:
-        self._lines.append(line)
+        self.lines.append(line)
         for name in line.keys() - {"step"} if self._events else ():
             self._events.add_scalar(name, line[name], line["step"])
 
@@ -56,8 +60,8 @@ class RunLog:
         self.add({"step": step, "diverged": True})
 
     def write(self) -> None:
-        if self._writes:
-            write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
+        if self._directory:
+            write_atomically(self._directory / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.lines))
         if self._events:
             self._events.flush()
 
@@ -75,13 +79,16 @@ def _summary_writer(directory: epath.Path, step: int):
     return SummaryWriter(str(directory), purge_step=step + 1)
 
 
-def read_metrics(directory: epath.Path) -> list[dict[str, Any]]:
+def read_metrics(directory: epath.PathLike) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl: {step, tokens, loss, grad_norm, learning_rate}; {step, diverged}; and, of the whole
     pack since the last such line, {step, tokens_per_second, input_stall, mfu, memory_gib}.
 
+    diverged: the loss of that step was not finite. A step whose gradient's norm alone was not has a line without
+    grad_norm: clipped by an infinite norm, such a gradient moves nothing.
+
     input_stall: the part of the wall time in which this host waited for its next batch with no step running. mfu:
-    tokens_per_second x `model.flops_per_token` / (devices x `parallel.PEAK_FLOPS`); only where that is known.
+    tokens_per_second x `model.flops_per_token` / (devices x peak FLOP/s); only where `machine.chip` knows it.
     memory_gib: the most that a device of this host has held; only where it tells.
     """
-    path = directory / "metrics.jsonl"
+    path = epath.Path(directory) / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

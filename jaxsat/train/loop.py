@@ -8,9 +8,8 @@ import dataclasses
 import errno
 import functools
 import math
+import operator
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,8 +23,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxsat import corpus as corpora
 from jaxsat import hosts, model
 from jaxsat.checkpoints import Store
-from jaxsat.config import InputError, Layout, Preempted, checkpoint_steps
-from jaxsat.parallel import PEAK_FLOPS, make_mesh, pack_layout, per_run, per_run_and_row, put, replicated
+from jaxsat.config import InputError, Layout, Run, checkpoint_steps, validate
+from jaxsat.machine import chip
+from jaxsat.parallel import make_mesh, pack_layout, per_run, per_run_and_row, put, replicated
+from jaxsat.stop import Stop, stopped
 from jaxsat.sweep import Pack
 from jaxsat.train.logs import RunLog, read_metrics
 from jaxsat.train.step import Program, abstract_state, hypers, initializer, train_step
@@ -36,46 +37,71 @@ WINDOW_SECONDS = 5  # all hosts save one to two windows after one is told to sto
 Progress = Callable[[int, list[float]], None]  # (steps done, latest loss of each run)
 
 
+def train_run(
+    run: Run,
+    corpus: corpora.Corpus,
+    progress: Progress = lambda step, losses: None,
+    layout: Layout = Layout(),
+) -> tuple[model.Params, list[dict[str, Any]]]:
+    """(parameters, lines as `read_metrics` has them) of one run, trained from the start; nothing is written.
+
+    The numbers are those that it has in a directory. The parameters are whole, on one device of this host, as those of
+    `checkpoints.load_run`. Raises InputError. For checkpoints, from which to continue: `train_pack(Pack((run,)), ...)`.
+    """
+    params_K, (lines,) = train_pack(Pack((validate(run),)), corpus, None, progress, layout)
+    whole = replicated(params_K["embedding"].sharding.mesh)
+    params = jax.jit(lambda tree: jax.tree.map(operator.itemgetter(0), tree), out_shardings=whole)(params_K)
+    return jax.tree.map(lambda x: x.addressable_data(0), params), lines
+
+
 def train_pack(
     pack: Pack,
     corpus: corpora.Corpus,
-    out: epath.Path,
+    out: epath.PathLike | None,
     progress: Progress = lambda step, losses: None,
     layout: Layout = Layout(),
     mesh: jax.sharding.Mesh | None = None,
     tensorboard: bool = False,
-) -> None:
+) -> tuple[model.Params, list[list[dict[str, Any]]]] | None:
     """Trains every run of `pack` to its last step, from the newest checkpoint under `out` or from the start. When all
     have diverged, it ends there.
 
-    Raises Preempted after SIGTERM and KeyboardInterrupt after Ctrl-C, with everything saved; InputError where `out`
-    holds something else or is full, and where the devices have too little memory.
+    Without `out` nothing is written, a signal is its caller's business, and it returns the parameters, stacked on a
+    leading axis K, and the metrics of each run. Raises Preempted after SIGTERM and KeyboardInterrupt after Ctrl-C, with
+    everything saved; InputError where `out` holds something else or is full, and where the devices have too little
+    memory.
     """
+    out = None if out is None else epath.Path(out)
     train = pack.runs[0].train
     # By the memory of one device, the same for all hosts.
     layout = Layout(**hosts.first(lambda layout=layout: dataclasses.asdict(pack_layout(pack, layout))))
     mesh = mesh or make_mesh(pack, layout)
     program = Program.of(pack, layout.remat)
     hyper = jax.tree.map(lambda x: put(np.asarray(x), per_run(mesh)), hypers(pack.runs))
-    last_lines = [line for run in pack.runs for line in read_metrics(out / "runs" / run.id)[-1:] or [{}]]
-    if hosts.first(lambda: all("diverged" in line for line in last_lines)):
-        return
+    diverged, ended = hosts.first(lambda: _ends(pack, out))
+    if all(diverged):
+        return None
     abstract = abstract_state(program, mesh, hyper)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_full_disk_named(out, abstract))
         stack.enter_context(_full_memory_named(pack, mesh, program.remat))
-        stop = stack.enter_context(_Stop())
-        store = stack.enter_context(Store(out / "checkpoints" / pack.id, [run.id for run in pack.runs], writable=True))
-        found = store.latest(abstract)
+        stop, store, found = Stop("stopped after the last step of a pack"), None, None
+        if out:
+            stack.enter_context(_full_disk_named(out, abstract))
+            stack.enter_context(stop)
+            folder = out / "checkpoints" / pack.id
+            store = stack.enter_context(Store(folder, [run.id for run in pack.runs], writable=True))
+            if any(diverged) and all(ended) and train.steps in store.steps:  # a pack that its caller asks for again
+                return None
+            found = store.latest(abstract)
         state, spent = found or (initializer(program, mesh)(hyper), 0.0)
         start = int(state["step"])
         if start == train.steps:
-            return
+            return None
         window = stack.enter_context(contextlib.closing(_Window(pack, out, start, mesh, stop, tensorboard)))
         batches = stack.enter_context(contextlib.closing(_batches(pack, corpus, start, per_run_and_row(mesh))))
         began = time.monotonic() - spent
-        saves = set(checkpoint_steps(train))
-        if not found:
+        saves = set(checkpoint_steps(train)) if store else set()
+        if store and not found:
             store.save(0, state, 0.0)
         for step in range(start + 1, train.steps + 1):
             with window.waiting():
@@ -85,16 +111,24 @@ def train_pack(
             if step % window.every == 0:
                 window.write_previous()
                 progress(step, window.losses)
-            stopped = window.stopped()  # asked once a step: between saving and raising it may change
-            if step in saves or stopped:
+            stopped_by = window.stopped()  # asked once a step: between saving and raising it may change
+            if step in saves or stopped_by:
                 window.write_all()
                 store.save(step, state, time.monotonic() - began)
-            if stopped:
-                raise _stopped(stopped, f"stopped at step {step}")
+            if stopped_by:
+                raise stopped(stopped_by, f"stopped at step {step}")
             if window.all_diverged:
                 break
         window.write_all()
         progress(train.steps, window.losses)
+    return None if out else (state["params"], [log.lines for log in window.logs])
+
+
+def _ends(pack: Pack, out: epath.Path | None) -> tuple[list[bool], list[bool]]:
+    """Of each run, by its last line under `out`: whether it has diverged; whether it will not go on."""
+    last = [(read_metrics(out / "runs" / run.id) if out else [])[-1:] or [{}] for run in pack.runs]
+    diverged = ["diverged" in line for (line,) in last]
+    return diverged, [d or line.get("step") == pack.runs[0].train.steps for d, (line,) in zip(diverged, last)]
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
@@ -108,10 +142,10 @@ class _Window:
     """Metrics of the steps since the last line, read one window late so that dispatch never waits."""
 
     def __init__(
-        self, pack: Pack, out: epath.Path, start: int, mesh: jax.sharding.Mesh, stop: "_Stop", tensorboard: bool
+        self, pack: Pack, out: epath.Path | None, start: int, mesh: jax.sharding.Mesh, stop: Stop, tensorboard: bool
     ):
         self.pack, self.every = pack, WINDOW
-        self.logs = [RunLog(out / "runs" / run.id, run, start, tensorboard) for run in pack.runs]
+        self.logs = [RunLog(out and out / "runs" / run.id, run, start, tensorboard) for run in pack.runs]
         self.losses = [float("nan")] * len(pack.runs)
         self._mesh, self._stop, self._agreed_signal = mesh, stop, 0
         self._previous: tuple[list[int], Any] = [], None  # steps, their metrics
@@ -185,12 +219,11 @@ class _Window:
             if log.diverged:
                 continue
             for step, value in zip(steps, values):
-                if not all(math.isfinite(v[k]) for v in value.values()):
+                if not math.isfinite(value["loss"][k]):
                     log.diverge(step)
                     break
-                log.add(
-                    {"step": step, "tokens": step * run.tokens_per_step} | {m: float(v[k]) for m, v in value.items()}
-                )
+                finite = {m: float(v[k]) for m, v in value.items() if math.isfinite(v[k])}
+                log.add({"step": step, "tokens": step * run.tokens_per_step} | finite)
                 self.losses[k] = float(value["loss"][k])
             else:
                 log.add({"step": steps[-1]} | speed)
@@ -201,8 +234,8 @@ class _Window:
         speed = {"tokens_per_second": round(rate), "input_stall": round(self._waited / seconds, 4)}
         self._waited = 0.0
         device = self._mesh.devices.flat[0]
-        if peak := PEAK_FLOPS.get(device.device_kind):
-            speed["mfu"] = round(rate * model.flops_per_token(self.pack.model) / (self._mesh.size * peak), 4)
+        if known := chip(device.device_kind):
+            speed["mfu"] = round(rate * model.flops_per_token(self.pack.model) / (self._mesh.size * known.flops), 4)
         if stats := [s for d in self._mesh.local_devices if (s := d.memory_stats())]:
             speed["memory_gib"] = round(max(s["peak_bytes_in_use"] for s in stats) / 2**30, 3)
         return speed
@@ -263,34 +296,3 @@ def _full_memory_named(pack: Pack, mesh: jax.sharding.Mesh, remat: str) -> Itera
             f"(pack x data x model) with remat {remat}: try --layout.remat full, a larger --layout.data or "
             "--layout.model, or smaller packs, --layout.runs, in a new --out"
         ) from e
-
-
-class _Stop:
-    """Notes SIGTERM and Ctrl-C instead of dying of them: a preempted machine gives about 30 s to save, and an exception
-    inside a save would leave a thread of orbax that keeps the process for 5 minutes. A second Ctrl-C does not wait.
-    A signal too late for the loop to see, as it ends or saves for the last time, is raised on leaving, on all hosts."""
-
-    def __init__(self):
-        self.signal = 0
-
-    def __enter__(self) -> "_Stop":
-        self._before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _note(self, number: int, _: object) -> None:
-        if self.signal == number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def __exit__(self, error: object, *_: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-        if error is None and (signal_number := max(hosts.together(lambda: self.signal))):
-            raise _stopped(signal_number, "stopped after the last step of a pack")
-
-
-def _stopped(signal_number: int, where: str) -> BaseException:
-    message = f"{where}; the same command continues from there"
-    return KeyboardInterrupt(message) if signal_number == signal.SIGINT else Preempted(message)

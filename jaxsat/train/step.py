@@ -79,7 +79,7 @@ def learning_rate(train: TrainConfig, hyper: Hyper, step: jax.Array) -> jax.Arra
 
 def _optimizer(train: TrainConfig, weight_decay: jax.Array, rate: jax.Array) -> optax.GradientTransformation:
     return optax.chain(
-        optax.clip_by_global_norm(train.clip_norm),
+        optax.clip_by_global_norm(train.clip_norm) if train.clip_norm else optax.identity(),
         optax.scale_by_adam(train.beta1, train.beta2, train.eps),
         optax.add_decayed_weights(weight_decay, mask=_matrices),
         optax.scale(-rate),

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from jaxsat.checkpoints import Store
-from jaxsat.config import InputError, checkpoint_steps, dumps, override
+from jaxsat.checkpoints import Store, load_run
+from jaxsat.config import InputError, Layout, checkpoint_steps, dumps, override
 from jaxsat.sweep import Pack
-from jaxsat.train import Preempted, loop, read_metrics, train_pack
+from jaxsat.train import Preempted, initializer, loop, read_metrics, train_pack, train_run
 
 
 def metrics(out, run):
@@ -57,7 +57,8 @@ def test_what_a_run_leaves(trained, tiny_pack):
         assert all(set(line) == {"step", "tokens_per_second", "input_stall"} for line in speeds)
         assert all(0 <= line["input_stall"] < 1 for line in speeds)
         assert (trained / "runs" / run.id / "config.json").read_text() == dumps(run)
-        assert json.loads((trained / "runs" / run.id / "env.json").read_text())["packages"]["jax"] == jax.__version__
+        (launch,) = json.loads((trained / "runs" / run.id / "env.json").read_text())
+        assert launch["packages"]["jax"] == jax.__version__ and launch["xla_flags"] == os.environ.get("XLA_FLAGS", "")
 
 
 def test_checkpoints_are_those_of_the_schedule(trained, tiny_pack):
@@ -67,9 +68,9 @@ def test_checkpoints_are_those_of_the_schedule(trained, tiny_pack):
 
 @pytest.fixture(scope="module")
 def again(tiny_pack, tiny_corpus, tmp_path_factory):
-    """A second training of the same pack, with TensorBoard files."""
+    """A second training of the same pack, with TensorBoard files, in a directory that is a string."""
     out = tmp_path_factory.mktemp("again")
-    train_pack(tiny_pack, tiny_corpus, out, tensorboard=True)
+    train_pack(tiny_pack, tiny_corpus, str(out), tensorboard=True)
     return out
 
 
@@ -80,6 +81,30 @@ def test_the_same_seed_gives_the_same_numbers(trained, again, tiny_pack):
 def test_packed_is_solo(trained, solo, tiny_pack):
     run = tiny_pack.runs[1]
     np.testing.assert_allclose(losses(solo, run), losses(trained, run), rtol=1e-5)
+
+
+def test_without_a_directory_the_numbers_are_the_same(solo, tiny_pack, tiny_corpus, monkeypatch):
+    run, said = tiny_pack.runs[1], []
+    monkeypatch.setattr(loop, "Store", lambda *_, **__: pytest.fail("opened a store"))
+    handler = signal.getsignal(signal.SIGTERM)
+    params, lines = train_run(run, tiny_corpus, lambda step, losses: said.append(signal.getsignal(signal.SIGTERM)))
+    assert [line for line in lines if "loss" in line] == list(metrics(solo, run).values())
+    assert set(said) == {handler}  # stopping it is the caller's business
+    expected = load_run(solo, run.id, 60)[1]
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    assert {len(x.devices()) for x in jax.tree.leaves(params)} == {1}
+
+
+def test_a_run_over_several_devices_comes_back_whole(tiny_pack, tiny_corpus):
+    run = override(tiny_pack.runs[1], {"train.steps": 2, "train.warmup_steps": 0})
+    (params, _), (split, _) = (train_run(run, tiny_corpus, layout=layout) for layout in (Layout(), Layout(data=4)))
+    assert {len(x.devices()) for x in jax.tree.leaves(split)} == {1}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), split, params)
+
+
+def test_a_run_that_cannot_be_is_refused(tiny_run, tiny_corpus):
+    with pytest.raises(InputError, match="model.width = 8 is not divisible by model.heads = 3"):
+        train_run(override(tiny_run, {"model.heads": 3}), tiny_corpus)
 
 
 def test_each_run_has_its_own_data_and_rate(trained, tiny_pack):
@@ -94,7 +119,7 @@ def test_a_finished_pack_is_left_alone(trained, tiny_pack, tiny_corpus):
     assert {p: p.stat().st_mtime_ns for p in Path(trained).rglob("*") if p.is_file()} == before
 
 
-def test_a_run_that_diverges_stops_and_the_others_go_on(trained, tiny_pack, tiny_corpus, tmp_path):
+def test_a_run_that_diverges_stops_and_the_others_go_on(trained, tiny_pack, tiny_corpus, tmp_path, monkeypatch):
     bad = override(tiny_pack.runs[1], {"train.learning_rate": 1e30})
     pack = Pack((tiny_pack.runs[0], bad, tiny_pack.runs[2]))
     train_pack(pack, tiny_corpus, tmp_path)
@@ -103,15 +128,45 @@ def test_a_run_that_diverges_stops_and_the_others_go_on(trained, tiny_pack, tiny
     lines = [line for line in read_metrics(tmp_path / "runs" / bad.id) if "tokens_per_second" not in line]
     assert lines[-1] == {"step": len(lines), "diverged": True} and 2 <= len(lines) < 10
     assert all(np.isfinite(list(line.values())).all() for line in lines)
+    # The pack is at its end: neither restored nor trained again, until its last step is missing.
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "latest", lambda *_: pytest.fail("restored"))
+        train_pack(pack, tiny_corpus, tmp_path, progress=lambda step, losses: pytest.fail("trained again"))
+    shutil.rmtree(tmp_path / "checkpoints" / pack.id / "60")
+    train_pack(pack, tiny_corpus, tmp_path)
+    with Store(tmp_path / "checkpoints" / pack.id) as store:
+        assert store.steps[-1] == 60
 
 
-def test_when_all_diverge_training_ends_and_does_not_start_again(tiny_pack, tiny_corpus, tmp_path):
+def test_a_norm_that_overflows_is_no_divergence(tiny_pack, tiny_corpus, monkeypatch):
+    """A head (A 1e22) (B 1e-22) has the loss of A B, and a gradient of B whose squares are beyond float32."""
+    run = override(tiny_pack.runs[1], {"train.steps": 3, "train.warmup_steps": 0})
+
+    def drawn(program, mesh):
+        def init(hyper):
+            state = initializer(program, mesh)(hyper)
+            state["params"]["head"]["a"] *= 1e22
+            state["params"]["head"]["b"] *= 1e-22
+            return state
+
+        return init
+
+    monkeypatch.setattr(loop, "initializer", drawn)
+    params, lines = train_run(run, tiny_corpus)
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3] and not any("diverged" in line for line in lines)
+    assert not any("grad_norm" in line for line in steps)  # JSON has no infinity
+    assert np.isfinite([line["loss"] for line in steps]).all() and np.isfinite(params["head"]["b"]).all()
+
+
+def test_when_all_diverge_training_ends_and_does_not_start_again(tiny_pack, tiny_corpus, tmp_path, monkeypatch):
     pack = Pack(tuple(override(run, {"train.learning_rate": 1e30}) for run in tiny_pack.runs))
     train_pack(pack, tiny_corpus, tmp_path)
     for run in pack.runs:
         assert "diverged" in read_metrics(tmp_path / "runs" / run.id)[-1]
     with Store(tmp_path / "checkpoints" / pack.id) as store:
         assert max(store.steps) < 40
+    monkeypatch.setattr(loop, "Store", lambda *_, **__: pytest.fail("opened the store"))
     train_pack(pack, tiny_corpus, tmp_path, progress=lambda step, losses: pytest.fail("trained again"))
 
 
@@ -146,6 +201,8 @@ def test_preempted_again_and_again_ends_in_the_same_numbers(trained, tiny_pack, 
                 stops.append(store.steps[-1])
             assert f"stopped at step {stops[-1]};" in str(e) or stops[-1] == 60
     assert len(stops) > 1 and stops == sorted(set(stops))
+    for run in tiny_pack.runs:
+        assert len(json.loads((tmp_path / "runs" / run.id / "env.json").read_text())) == len(stops)
     assert_same_training(tmp_path, trained, tiny_pack)
 
 

@@ -1,3 +1,4 @@
+import functools
 import operator
 import re
 
@@ -11,7 +12,7 @@ from jaxsat.checkpoints import Store
 from jaxsat.config import Layout, Run, TrainConfig, override
 from jaxsat.parallel import make_mesh, per_run, per_run_and_row, put
 from jaxsat.sweep import Pack
-from jaxsat.train import Program, hypers, initializer, learning_rate, read_metrics, train_step
+from jaxsat.train import Program, hypers, initializer, learning_rate, read_metrics, train_run, train_step
 from jaxsat.train.step import abstract_state
 
 COLLECTIVES = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast")
@@ -65,7 +66,7 @@ def adamw(train: TrainConfig, params, loss_and_gradient, batches):
         g = [np.float64(x) for x in jax.tree.leaves(gradient)]
         norm = np.sqrt(sum((x**2).sum() for x in g))
         for n, x in enumerate(g):
-            x = x * min(1, train.clip_norm / norm)
+            x = x * min(1, (train.clip_norm or np.inf) / norm)
             m[n] = train.beta1 * m[n] + (1 - train.beta1) * x
             v[n] = train.beta2 * v[n] + (1 - train.beta2) * x**2
             adam = m[n] / (1 - train.beta1**i) / (np.sqrt(v[n] / (1 - train.beta2**i)) + train.eps)
@@ -74,28 +75,45 @@ def adamw(train: TrainConfig, params, loss_and_gradient, batches):
     return tree.unflatten(p), metrics
 
 
-def test_steps_are_those_of_adamw(trained, tiny_pack, tiny_corpus):
-    config = tiny_pack.model
+@functools.partial(jax.jit, static_argnames="config")
+@functools.partial(jax.value_and_grad, argnums=1)
+def loss_and_gradient(config, params, rows_BxT1):
+    h_BxTxD, _ = model.hidden(config, params, rows_BxT1[:, :-1])
+    return model.cross_entropy(*model.head(config, params, h_BxTxD), rows_BxT1[:, 1:])
 
-    @jax.jit
-    @jax.value_and_grad
-    def loss_and_gradient(params, rows_BxT1):
-        h_BxTxD, _ = model.hidden(config, params, rows_BxT1[:, :-1])
-        return model.cross_entropy(*model.head(config, params, h_BxTxD), rows_BxT1[:, 1:])
 
+def first_steps(trained, tiny_pack, tiny_corpus, run, k):
+    """What `adamw` makes of run `k` of the pack in the first 8 steps, as `run` says."""
     with Store(trained / "checkpoints" / tiny_pack.id) as store:
-        before, after = store.params(0), store.params(8)
+        before = jax.tree.map(operator.itemgetter(k), store.params(0))
+    batches = [corpus.batch_at(tiny_corpus, run.order_seed, i, 8) for i in range(8)]
+    return adamw(run.train, before, functools.partial(loss_and_gradient, tiny_pack.model), batches)
+
+
+def measured(lines):
+    return [[line[name] for name in ("loss", "grad_norm", "learning_rate")] for line in lines if "loss" in line]
+
+
+def test_steps_are_those_of_adamw(trained, tiny_pack, tiny_corpus):
+    with Store(trained / "checkpoints" / tiny_pack.id) as store:
+        after = store.params(8)
     norms = []
     for k, run in enumerate(tiny_pack.runs):
-        batches = [corpus.batch_at(tiny_corpus, run.order_seed, i, 8) for i in range(8)]
-        params, expected = adamw(run.train, jax.tree.map(operator.itemgetter(k), before), loss_and_gradient, batches)
+        params, expected = first_steps(trained, tiny_pack, tiny_corpus, run, k)
         norms += [norm for _, norm, _ in expected]
-        lines = [line for line in read_metrics(trained / "runs" / run.id) if "loss" in line][:8]
-        found = [[line[name] for name in ("loss", "grad_norm", "learning_rate")] for line in lines]
+        found = measured(read_metrics(trained / "runs" / run.id))[:8]
         np.testing.assert_allclose(found, expected, rtol=1e-4)
         for ours, theirs in zip(jax.tree.leaves(after), jax.tree.leaves(params)):
             np.testing.assert_allclose(ours[k], theirs, atol=1e-5)
     assert min(norms) < tiny_pack.runs[0].train.clip_norm < max(norms), norms  # some are clipped, some not
+
+
+def test_without_a_limit_no_gradient_is_clipped(trained, tiny_pack, tiny_corpus):
+    run = override(tiny_pack.runs[1], {"train.clip_norm": 0.0, "train.steps": 8})
+    _, expected = first_steps(trained, tiny_pack, tiny_corpus, run, 1)
+    np.testing.assert_allclose(measured(train_run(run, tiny_corpus)[1]), expected, rtol=1e-4)
+    clipped = measured(read_metrics(trained / "runs" / tiny_pack.runs[1].id))[:8]
+    assert abs(expected[-1][0] - clipped[-1][0]) > 1e-3
 
 
 def restored(directory, pack: Pack, mesh: jax.sharding.Mesh):
