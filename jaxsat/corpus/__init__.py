@@ -1,7 +1,7 @@
 """Text in, token rows out."""
 
-from jaxsat.corpus.documents import documents, list_corpora
+from jaxsat.corpus.documents import documents, list_corpora, parallel
 from jaxsat.corpus.editions import cache_dir
 from jaxsat.corpus.rows import Corpus, Progress, batch_at, batches, prepare
 
-__all__ = ["Corpus", "Progress", "batch_at", "batches", "cache_dir", "documents", "list_corpora", "prepare"]
+__all__ = ["Corpus", "Progress", "batch_at", "batches", "cache_dir", "documents", "list_corpora", "parallel", "prepare"]

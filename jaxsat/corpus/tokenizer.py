@@ -1,9 +1,12 @@
 """Byte-level BPE: trained on the training split, or read from a tokenizer.json."""
 
+import json
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from jaxsat.config import InputError
 
@@ -22,23 +25,34 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[EOS, UNK], show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    if (size := tokenizer.get_vocab_size()) > vocab_size:
-        raise InputError(f"model.vocab_size = {vocab_size}: must be at least {size}, the bytes of the corpus and 2")
-    return tokenizer
+    if (entries := size(tokenizer)) > vocab_size:
+        raise InputError(f"model.vocab_size = {vocab_size}: must be at least {entries}, the bytes of the corpus and 2")
+    return _neutral(tokenizer)
 
 
 def load(path: str, vocab_size: int) -> Tokenizer:
-    """The tokenizer.json at `path`. Raises InputError when it is not one, is too large, or has no end of text."""
+    """The tokenizer.json at `path`, without settings that lose text or that change from call to call.
+
+    No truncation, padding or sampled merges; a special token written out in a text is text. Raises InputError when it
+    is no tokenizer.json, has an id of `vocab_size` or more, or no end of text.
+    """
     try:
         tokenizer = Tokenizer.from_str(Path(path).read_text())
     except OSError as e:
         raise InputError(f"data.tokenizer = {path!r}: {e.strerror}; give 'bpe' or a tokenizer.json") from None
     except Exception as e:  # all that the Rust library raises
         raise InputError(f"{path} is not a tokenizer.json of the tokenizers library: {e}") from None
-    if (size := tokenizer.get_vocab_size()) > vocab_size:
-        raise InputError(f"{path} has {size} entries: model.vocab_size = {vocab_size} must be at least that")
     eos_id(tokenizer)
-    return tokenizer
+    if (entries := size(tokenizer)) > vocab_size:
+        raise InputError(
+            f"{path} has largest id {entries - 1}: model.vocab_size must be at least {entries}, and is {vocab_size}"
+        )
+    return _neutral(tokenizer)
+
+
+def size(tokenizer: Tokenizer) -> int:
+    """The largest id and 1: what an embedding needs. More than the entries where the ids have holes."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def eos_id(tokenizer: Tokenizer) -> int:
@@ -47,3 +61,32 @@ def eos_id(tokenizer: Tokenizer) -> int:
         if (token_id := tokenizer.token_to_id(token)) is not None:
             return token_id
     raise InputError(f"the tokenizer has no end-of-text token: it needs one of {', '.join(END_OF_TEXT)}")
+
+
+def unk_id(tokenizer: Tokenizer) -> int | None:
+    """The id of what the tokenizer does not know; None when it has none, and drops it."""
+    model = json.loads(tokenizer.to_str())["model"]
+    return model["unk_id"] if model["type"] == "Unigram" else tokenizer.token_to_id(model.get("unk_token") or "")
+
+
+def lost(tokenizer: Tokenizer, unk: int | None, text: str, ids_T: list[int]) -> tuple[int, int]:
+    """Of the characters of `text`, how many its `ids_T` do not give back, and how many there are.
+
+    White space is not counted, nor a difference that Unicode calls one of form (NFKC); the characters are counted, not
+    aligned. What an `unk` stands for is lost.
+    """
+    back = tokenizer.decode([i for i in ids_T if i != unk], skip_special_tokens=False)
+    given, found = (Counter("".join(unicodedata.normalize("NFKC", t).split())) for t in (text, back))
+    return (given - found).total(), given.total()
+
+
+def _neutral(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    special = [tokenizer.id_to_token(i) for i in (eos_id(tokenizer), unk_id(tokenizer)) if i is not None]
+    # Some files list these as common words, which are found in the text; those of a special token need not be.
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.encode_special_tokens = True  # a tokenizer.json does not keep this
+    if isinstance(tokenizer.model, models.BPE):
+        tokenizer.model.dropout = None
+    return tokenizer
