@@ -84,7 +84,7 @@ def late_rise(nats_CxM: np.ndarray, tokens_C: Sequence[float] | None = None) -> 
 
 def late_level(values_C: Sequence[float], tokens_C: Sequence[float] | None = None) -> float:
     """How far a metric without documents ends above its least level after the first tenth of training, where it spikes:
-    the windows of `late_rise`. One number a run, for `mean_over` or `association`; jitter alone gives zero on average.
+    the windows of `late_rise`. One number a run, for `mean_over` or `association`; jitter alone makes none on average.
 
     Raises NotMeasured for fewer than five windows of a tenth after the first tenth of training.
     """
@@ -150,8 +150,8 @@ def knee(ranks_K: Sequence[float], losses_K: Sequence[float], excess: float = 0.
     noise of a single rank decides. nan where the grid does not hold it: the first rank is within, or the last alone.
     """
     order = np.argsort(ranks_K)
-    log_K = np.log(np.asarray(ranks_K, float)[order])
-    loss_K = optimize.isotonic_regression(np.asarray(losses_K, float)[order], increasing=False).x
+    log_K = np.log(_finite(ranks_K, "ranks of the head")[order])
+    loss_K = optimize.isotonic_regression(_finite(losses_K, "losses by rank")[order], increasing=False).x
     above_K = loss_K - (1 + excess) * loss_K[-1]
     k = int((above_K > 0).sum())  # the first within
     if k == 0 or k == len(above_K) - 1:
@@ -172,7 +172,7 @@ def _matched(how: str, columns: dict[str, object], controls: pd.DataFrame | None
     try:
         table = pd.DataFrame(columns)
         if controls is not None:
-            table = table.join(controls.add_prefix("control."))
+            table = table.join(controls.add_prefix("control."), validate="one_to_one")
     except ValueError as e:
         raise InputError(f"{how}: {e}") from None
     return table.dropna()
