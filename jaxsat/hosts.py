@@ -3,24 +3,34 @@
 Every process runs the same program. What one alone could decide (what it found on disk, what its user typed) goes
 through `first`, `together` or `agree`, all of which every process must call in the same order; so they take the same
 steps, and where one meets wrong input all end with its message. Alone, a process asks nobody.
+
+They ask through the key-value store of JAX's coordination service, which process 0 serves: no device and no program
+takes part, so the devices are free while process 0 works for hours. A process that works is waited for however long,
+as its heartbeats tell that it lives; one that has ended, or that does not come to where the others wait, is named.
 """
 
+import atexit
+import contextlib
+import itertools
 import json
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
+from jax._src.distributed import global_state  # jax 0.10 to 0.12 have no public door; orbax goes through this one
 
-from jaxsat.config import InputError
+from jaxsat.config import InputError, Preempted
 
 T = TypeVar("T")
 _DAY = 86_400  # s
+PATIENCE = 3600  # s for all to come to one call; between two they take the same steps, minutes apart at most
+_calls = itertools.count()
 
 
 def join() -> None:
@@ -64,6 +74,7 @@ def join() -> None:
             f"{who} cannot join the others ({str(error[0]).splitlines()[0]}): set JAX_COORDINATOR_ADDRESS, "
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         )
+    atexit.register(_say_left, "unknown")  # before JAX, then, waits for the others
 
 
 _lost = False  # a connection is still tried: the process can only be left by os._exit
@@ -82,36 +93,43 @@ def leave(code: int, said: str = "") -> int:
     if not _lost:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        thread = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        thread = threading.Thread(target=_disconnect, args=(code,), daemon=True)
         thread.start()
         thread.join(None if code == 0 else 10)
     os._exit(code)
 
 
+def _disconnect(code: int) -> None:
+    _say_left(str(code))
+    jax.distributed.shutdown()
+
+
+def _say_left(code: str) -> None:
+    with contextlib.suppress(jax.errors.JaxRuntimeError, AttributeError):  # the coordinator, or the client, is gone
+        global_state.client.key_value_set(f"jaxsat/left/{global_state.process_id}", code)
+
+
 def together(f: Callable[[], T]) -> list[T]:
     """What `f` returns on each process, in their order: something that JSON can write. Raises InputError on all when it
-    does on any."""
-    try:
-        found: Any = {"value": f()}
-    except InputError as e:
-        found = {"error": str(e)}
-    everywhere = _exchange(found) if jax.process_count() > 1 else [found]
-    for i, each in enumerate(everywhere):
-        if "error" in each:
-            raise InputError(each["error"] if i in (0, jax.process_index()) else f"host {i}: {each['error']}")
-    return [each["value"] for each in everywhere]
+    does on any.
+
+    Where one of them ends instead, raises what it ended with (InputError, Preempted, KeyboardInterrupt, RuntimeError);
+    RuntimeError too where one has not come within PATIENCE seconds, or is at another call.
+    """
+    return _together(f, _name(f))
 
 
 def first(f: Callable[[], T]) -> T:
-    """What `f` returns on process 0, which alone calls it. Raises InputError on all when it does there."""
-    return together(lambda: f() if jax.process_index() == 0 else None)[0]
+    """What `f` returns on process 0, which alone calls it. Raises InputError on all when it does there; see
+    `together`."""
+    return _together(f if global_state.process_id == 0 else lambda: None, _name(f))[0]
 
 
 def one_after_the_other(f: Callable[[], T]) -> T:
     """`f` on process 0, then on all others, which may find what it has left on a disk that they share."""
     found: list[T] = []
-    for mine in (jax.process_index() == 0, jax.process_index() > 0):
-        together(lambda mine=mine: found.append(f()) if mine else None)
+    for mine in (global_state.process_id == 0, global_state.process_id > 0):
+        _together(lambda mine=mine: found.append(f()) if mine else None, _name(f))
     return found[0]
 
 
@@ -126,13 +144,58 @@ def agree(config: Mapping[str, Any]) -> None:
                 )
 
 
-def _exchange(value: Any) -> list[Any]:
-    """The values of all processes."""
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(len(data)))
-    padded = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)  # few shapes, so few programs
-    padded[: len(data)] = data
-    return [json.loads(row[:n].tobytes()) for row, n in zip(multihost_utils.process_allgather(padded), sizes)]
+def _name(f: Callable[..., Any]) -> str:
+    """For messages: the function, or the one that a lambda is written in."""
+    return f"{f.__module__}.{getattr(f, '__qualname__', repr(f))}".partition(".<locals>")[0]
+
+
+def _together(f: Callable[[], T], what: str) -> list[T]:
+    client, i, n = global_state.client, global_state.process_id, global_state.num_processes
+    if client is None:
+        return [f()]
+    call = f"jaxsat/{(number := next(_calls))}"
+    client.key_value_set(f"{call}/came/{i}", what)
+    try:
+        found: Any = {"value": f()}
+    except InputError as e:
+        found = {"error": str(e)}
+    client.key_value_set(f"{call}/found/{i}", json.dumps(found))
+    for j in range(n) if i == 0 else [0]:
+        if (theirs := _wait(f"{call}/came/{j}", j, what, PATIENCE)) != what:
+            raise RuntimeError(f"process {j} of {n} is at {theirs}, process {i} at {what}: all must be at the same")
+    if i == 0:
+        texts = [_wait(f"{call}/found/{j}", j, what) for j in range(n)]
+        client.key_value_set(f"{call}/all", f"[{','.join(texts)}]")
+        client.key_value_delete(f"jaxsat/{number - 1}/")  # all have come here, so none still reads it
+    everywhere = json.loads(_wait(f"{call}/all", 0, what))
+    for j, each in enumerate(everywhere):
+        if "error" in each:
+            raise InputError(each["error"] if j in (0, i) else f"host {j}: {each['error']}")
+    return [each["value"] for each in everywhere]
+
+
+def _wait(key: str, j: int, what: str, patience: float = math.inf) -> str:
+    """The value that process j gives to a key within `patience` seconds. Every second signals are heard, and whether it
+    still can."""
+    client, until, who = (
+        global_state.client,
+        time.monotonic() + patience,
+        f"process {j} of {global_state.num_processes}",
+    )
+    code = None
+    while True:
+        try:
+            return client.blocking_key_value_get(key, 1000)
+        except jax.errors.JaxRuntimeError as e:
+            if "DEADLINE_EXCEEDED" not in str(e):
+                raise
+        if code is not None:  # since before this last look
+            kind = {"2": InputError, "75": Preempted, "130": KeyboardInterrupt}.get(code, RuntimeError)
+            raise kind(f"{who} has ended (exit code {code}); the others waited for it at {what}")
+        if time.monotonic() > until:
+            raise RuntimeError(f"{who} has not come to {what} within {patience} s: it does something else, or hangs")
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # it has not left
+            code = client.key_value_try_get(f"jaxsat/left/{j}")
 
 
 def _whole(key: str) -> int | None:

@@ -172,6 +172,67 @@ def test_what_one_finds_all_know(environment, tmp_path):
     )
 
 
+WAITING = """
+import os, sys, time
+from jaxsat import hosts
+from jaxsat.config import InputError, Preempted
+
+hosts.join()
+hosts.PATIENCE = 1.5
+i, code = os.environ["JAX_PROCESS_ID"], 0
+
+
+def work():
+    if i == "0":
+        time.sleep(4)
+    return i
+
+
+def last():
+    return hosts.together(lambda: i)
+
+
+def ends(code):
+    if i == "1":
+        sys.exit(hosts.leave(code))
+
+
+try:
+    exec(sys.argv[1])
+except (InputError, Preempted, RuntimeError, KeyboardInterrupt) as e:
+    print(type(e).__name__, e, file=sys.stderr)
+    code = {InputError: 2, Preempted: 75, KeyboardInterrupt: 130}.get(type(e), 4)
+hosts.leave(code)
+"""
+
+
+@pytest.mark.parametrize(
+    "program, code, said",
+    [
+        ("assert hosts.first(work) == '0' and hosts.one_after_the_other(work) == i and last() == ['0', '1']", 0, ""),
+        ("ends(3); last()", 1, "RuntimeError process 1 of 2 has ended (exit code 3); the others waited for it at"),
+        ("ends(2); last()", 2, "InputError process 1 of 2 has ended (exit code 2); "),
+        ("ends(75); last()", 75, "Preempted process 1 of 2 has ended (exit code 75); "),
+        ("hosts.first(lambda: sys.exit(hosts.leave(75)))", 75, "Preempted process 0 of 2 has ended (exit code 75)"),
+        (
+            "work(); last()",
+            1,
+            "[1] RuntimeError process 0 of 2 has not come to __main__.last within 1.5 s: it does some",
+        ),
+        (
+            "last() if i == '0' else hosts.first(work)",
+            1,
+            "process 1 of 2 is at __main__.work, process 0 at __main__.la",
+        ),
+    ],
+)
+def test_who_works_is_waited_for_and_who_does_not_come_is_named(environment, program, code, said):
+    """On no device: JAX_PLATFORMS names one that is not there."""
+    with start(environment, ["import os; os.environ['JAX_PLATFORMS'] = 'none'\n" + WAITING, program]) as job:
+        _, stderr = job.communicate(timeout=60)
+    assert (job.returncode, said in stderr, bool(stderr)) == (code, True, bool(said)), stderr
+
+
 def test_alone_nobody_is_asked(capfd):
     def wrong():
         raise InputError("wrong")
