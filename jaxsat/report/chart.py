@@ -15,13 +15,14 @@ from matplotlib.lines import Line2D
 from jaxsat.config import InputError, unknown
 from jaxsat.report import figures
 from jaxsat.report.figures import DASHES, INK, MUTED, PAPER
+from jaxsat.report.tables import differing, settings
 from jaxsat.report.words import called, label
 from jaxsat.results import NotMeasured, Results
 
 PLACES = ["tokens", "step", "layer", "index"]  # of a value in its own series; every other column is the series' own
 TIME = ("tokens", "step")
 LOG = {"singular_value", "head_tail", "head_gap_truncated", "head_gap_trained"}  # as y
-MOST_NAMES = 10  # at the ends of a panel's lines; of more a legend has the first, the middle and the last
+MOST_NAMES, LONGEST = 10, 26  # letters, of names at the ends of a panel's lines; else a legend has the colours
 At = Literal["", "every", "last"]
 
 
@@ -112,17 +113,22 @@ class Chart:
         parts, colours = _parts(self, rows, results), _colours(rows, self.colour)
         panels = self._panels(rows, parts)
         shown = list(panels.values()) or [rows[rows["metric"].isin(group)] for group in self._groups]
-        titles = [called(self.panel, value) for value in panels]
-        figure, axes = figures.grid(len(shown), titles, sharex=self.x != "index")
-        names = {ax: self._lines(ax, panel, parts, colours, results) for ax, panel in zip(axes, shown, strict=True)}
+        figure, axes = figures.grid(len(shown), columns=min(2, len(panels) or 1), sharex=self.x != "index")
         for ax, value in zip(axes, panels, strict=False):
-            ax.title.set_color(colours[value] if self.panel == self.colour else INK)
-        if max(map(len, names.values())) <= MOST_NAMES:
-            figures.name_ends(names)
-        else:
-            for ax, lines in names.items():
-                few = [list(lines)[i] for i in sorted({0, len(lines) // 2, len(lines) - 1})]
-                ax.legend(few, [lines[line] for line in few], handlelength=1.2, borderaxespad=0.1)
+            colour = colours[value] if self.panel == self.colour else INK
+            ax.set_title(called(self.panel, value), color=colour, fontweight="bold")
+        names, keys = {}, {}
+        for ax, panel in zip(axes, shown, strict=True):
+            names[ax], keys[ax] = self._lines(ax, panel, parts, colours, results)
+        longest = max((len(name) for lines in names.values() for name in lines.values()), default=0)
+        if max(map(len, names.values())) > MOST_NAMES or longest > LONGEST / (2 if len(panels) > 1 else 1):
+            for ax, panel in zip(axes, shown, strict=True):
+                keys[ax] = self._colour_key(panel, colours) | keys[ax]
+            names = {ax: {} for ax in axes}
+        for ax, key in keys.items():
+            if key:
+                ax.legend(key.values(), key.keys(), loc="best", handlelength=1.6, borderaxespad=0.1)
+        figures.name_ends(names)
         self._name_axes(figure, axes, bool(panels))
         return figure
 
@@ -155,13 +161,16 @@ class Chart:
             said = ", ".join(self._metrics) + (" at the end of a run" if self._at == "last" else "")
             raise NotMeasured(said + (f" where {self.where}" if self.where else ""))
         rows = rows.assign(source=rows["series"].where(~rows["series"].isin(results.runs.index)))
-        for column in {*_settings(results), self.panel, self.colour, self.dash} & {*rows}:
+        for column in {*settings(results), self.panel, self.colour, self.dash} & {*rows}:
             if rows[column].isna().any():
                 rows[column] = rows[column].astype(object).where(rows[column].notna(), "none")
         return rows
 
     def _of_metric(self, results: Results) -> bool:
-        return self.x in set(results.measurements["metric"])
+        return self.x not in PLACES and bool(results.measurements["metric"].eq(self.x).any())
+
+    def _points(self, results: Results) -> bool:
+        return self._at == "last" and self._of_metric(results)
 
     @property
     def _log_y(self) -> bool:
@@ -178,11 +187,12 @@ class Chart:
 
     def _lines(
         self, ax: Axes, rows: pd.DataFrame, parts: list[str], colours: dict[object, str], results: Results
-    ) -> dict[Line2D, str]:
-        """Draws the lines of one panel; returns the names that are to stand at ends, each at one of its lines."""
+    ) -> tuple[dict[Line2D, str], dict[str, Line2D]]:
+        """Draws the lines of one panel; returns the names that are to stand at ends, each at one of its lines, and what
+        the dashes mean."""
         if rows.empty:
             ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color=MUTED)
-            return {}
+            return {}, {}
         differs = lambda column, keys: rows.groupby(keys, sort=False)[column].nunique().max() > 1
         dash = self.dash if self.dash and differs(self.dash, self.colour) else None
         keys = [self.colour, dash] if dash else [self.colour]
@@ -201,12 +211,25 @@ class Chart:
             name = ", ".join(called(key, told[key]) for key in tells if key != dash or len(tells) == 1)
             if name not in names.values():
                 names[drawn] = name
+        key = {}
         if dash and len(tells) > 1:
-            handles = [Line2D([], [], color=MUTED, linestyle=DASHES[i % len(DASHES)]) for i in range(len(order))]
-            ax.legend(handles, [called(dash, value) for value in order], loc="best")
+            style = [{"linestyle": DASHES[i % len(DASHES)]} for i in range(len(order))]
+            if self._points(results):
+                style = [
+                    {"linestyle": "none", "marker": "o", "markerfacecolor": PAPER if i else MUTED} for i in range(2)
+                ]
+            key = {called(dash, v): Line2D([], [], color=MUTED, **each) for v, each in zip(order, style, strict=False)}
         if self.slope is not None:
             self._guide(ax, rows)
-        return names
+        return names, key
+
+    def _colour_key(self, rows: pd.DataFrame, colours: dict[object, str]) -> dict[str, Line2D]:
+        """The colours of a panel, or the first, the middle and the last of many; none where its title says it."""
+        values = [value for value in colours if rows[self.colour].eq(value).any()]
+        if self.colour == self.panel and len(values) == 1:
+            return {}
+        few = values if len(values) <= 6 else [values[i] for i in (0, len(values) // 2, -1)]
+        return {called(self.colour, value): Line2D([], [], color=colours[value]) for value in few}
 
     def _placed(self, ax: Axes, rows: pd.DataFrame) -> pd.DataFrame:
         """Sets the axes' scales and ticks. Where x is no number its values have places in a row, in the order met."""
@@ -238,7 +261,7 @@ class Chart:
         over = rows.groupby("x")["value"].agg(["mean", "min", "max"])
         if (over["max"] > over["min"]).any():
             ax.fill_between(over.index, over["min"], over["max"], color=colour, alpha=0.18, linewidth=0)
-        if len(over) == 1 or (self.x not in TIME and len(over) <= 16):
+        if len(over) == 1 or (self.x not in (*TIME, "index") and len(over) <= 16):
             style |= marked
         return ax.plot(over.index, over["mean"], **style)[0]
 
@@ -263,29 +286,17 @@ class Chart:
         figure.align_ylabels(axes)
 
 
-def _settings(results: Results) -> list[str]:
-    """The columns of `Results.rows` that tell series apart; `source`: the name of one that is no run."""
-    derived = {*PLACES, "epochs", "state", "part"}
-    return ["rank", "source", *(c for c in results.runs if c not in derived and not c.startswith("params."))]
-
-
 def _parts(chart: Chart, rows: pd.DataFrame, results: Results) -> list[str]:
     """What a line's mean would otherwise be over without a word: the columns, besides the band's, that differ between
     its rows (at one x, where x is the series' own)."""
+    if chart._points(results):
+        return []  # no mean is taken
     metric = chart._of_metric(results)
-    if metric and chart._at == "last":
-        return []  # points: no mean is taken
     own = chart.x not in PLACES and not metric
     keys = ["metric", chart.panel, chart.colour, chart.dash, chart.x if own else None]
-    keys = list(dict.fromkeys(key for key in keys if key))
-    skipped = {*keys, chart.x} | (set(TIME) if metric or chart.x in TIME else {chart.band})
-    found = []
-    for column in (*_settings(results), "layer", "index", "tokens"):
-        if column not in rows or column in skipped or rows[column].nunique() == 1:
-            continue
-        if rows.groupby([*keys, *found], sort=False)[column].nunique().max() > 1:
-            found.append(column)
-    return found
+    skipped = {chart.x} | (set(TIME) if metric or chart.x in TIME else set()) | (set() if metric else {chart.band})
+    columns = [c for c in (*settings(results), "layer", "index", "tokens") if c not in skipped]
+    return differing(rows, list(dict.fromkeys(key for key in keys if key)), columns)
 
 
 def _order(values: pd.Series, largest_first: bool = False) -> list:

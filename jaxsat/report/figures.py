@@ -1,7 +1,7 @@
 """How figures look, and the figure of a law. The object API of matplotlib only, under a style of our own, so no global
 state of matplotlib is read or left behind."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -143,16 +143,13 @@ def fitted(fit: "Fit", rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def grid(n: int, titles: Sequence[str] = (), sharex: bool = True) -> tuple[Figure, list[Axes]]:
-    """Panels two a row under `titles`; without titles, one below the other."""
-    columns = min(n, 2) if titles else 1
+def grid(n: int, columns: int, sharex: bool = True) -> tuple[Figure, list[Axes]]:
+    """Panels: of one thing, side by side; of several, one below the other."""
     lines = -(-n // columns)
-    figure = Figure(figsize=(WIDTH, 3.7 if n == 1 else 2.6 * lines + 0.3 if titles else 2 * lines + 0.6))
-    axes = figure.subplots(lines, columns, sharex=sharex, sharey=bool(titles), squeeze=False).ravel()
+    figure = Figure(figsize=(WIDTH, 3.7 if n == 1 else 2.6 * lines + 0.3 if columns > 1 else 2 * lines + 0.6))
+    axes = figure.subplots(lines, columns, sharex=sharex, sharey=columns > 1, squeeze=False).ravel()
     for ax in axes[n:]:
         ax.remove()
-    for ax, title in zip(axes, titles, strict=False):
-        ax.set_title(title, fontweight="bold")
     return figure, list(axes[:n])
 
 

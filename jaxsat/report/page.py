@@ -95,7 +95,8 @@ def _put(out: epath.Path, files: Mapping[str, bytes]) -> None:
 def _files(title, intro, sections, judged, provenance, results, **texts) -> dict[str, bytes]:
     """Relative path -> content of every file of the report."""
     files = {"claims.json": to_json(judged).encode()}
-    shown = [(s.heading, _measured(lambda s=s: s.text(results)) if callable(s.text) else s.text) for s in sections]
+    say = lambda text: _measured(lambda: text(results)) if callable(text) else text
+    shown = [{"heading": s.heading, "text": say(s.text), "items": s.items} for s in sections]
     contents = {item.name: _content(item, results, files) for section in sections for item in section.items}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -105,11 +106,16 @@ def _files(title, intro, sections, judged, provenance, results, **texts) -> dict
         lstrip_blocks=True,
     )
     environment.filters.update(
-        rows=words.rows, heading=heading, paragraphs=paragraphs, estimate=words.estimate, number=words.number
+        rows=words.rows,
+        heading=heading,
+        prose=prose,
+        paragraphs=paragraphs,
+        estimate=words.estimate,
+        number=words.number,
     )
     kinds = {kind: [j for j in judged if j.claim.kind == kind] for kind in ("paper", "follow-up", "check")}
     page = environment.get_template("page.html").render(
-        title=title, intro=intro, sections=zip(shown, (s.items for s in sections), strict=True), kinds=kinds,
+        title=title, intro=intro, sections=shown, kinds=kinds,
         provenance=provenance, headline=headline(judged), tally=tally(judged), origins=ORIGINS, signs=SIGNS,
         styles=STYLES, contents=contents, dark=DARK, fonts=FONTS, files=files, Markup=Markup,
         is_number=pd.api.types.is_numeric_dtype, meta=Markup(_SOURCES), **texts,
@@ -153,6 +159,12 @@ def heading(name: object) -> Markup:
 
 def paragraphs(text: str) -> list[str]:
     return [p for p in re.split(r"\n\s*\n", text.strip()) if p]
+
+
+def prose(text: str) -> Markup:
+    """Plain text, with `commands` between backticks."""
+    parts = str(text).split("`")
+    return Markup("").join(Markup("<code>%s</code>") % part if i % 2 else part for i, part in enumerate(parts))
 
 
 def _check_names(sections: Sequence[Section]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from jaxsat.report import figures, tables
+from jaxsat.report import figures, tables, words
 from jaxsat.report.chart import Chart
 from jaxsat.report.section import Drawing, Section, Table
 from jaxsat.results import NotMeasured, Results
@@ -100,7 +100,7 @@ def scaling(laws: Mapping[str, "Law"]) -> Section:
             for name, file in names.items()
         ),
         Table("law_constants", "Constants and their intervals.", lambda results: _constants(fitted(results))),
-        Table("law_fits", "Root mean square errors of the rows that each law was fitted to and of those held out of it, the "
+        Table("law_fits", "Root mean square errors of the rows that a law was fitted to and of those held out of it, the "
               "mean gap of these, and how many of them lie in the interval of a new row.",
               lambda results: tables.quality(fitted(results), rows(results))),
         text=lambda results: "\n\n".join(_said(name, law, results) for name, law in laws.items()),
@@ -130,7 +130,7 @@ def _said(name: str, law: "Law", results: Results) -> str:
     fit, rows = results.laws[name], residuals(law, name, results)
     unit, column = ("%", "gap_percent") if fit.scale == "log" else (fit.form.output, "gap")
     gap, held = rows[column], ~rows["in_fit"]
-    rms = lambda values: f"{np.sqrt((values**2).mean()):.2g} {unit}"
+    rms, mean = (lambda x: f"{np.sqrt((x**2).mean()):.2g} {unit}"), (lambda x: f"{words.signed(x.mean())} {unit}")
     said = [f"{name}: {fit.form.formula}, fitted to {fit.rows} rows; root mean square residual {rms(gap[~held])}."]
     if law.hold:
         said.append("Held: " + ", ".join(f"{key} = {value:g}" for key, value in law.hold.items()) + ".")
@@ -138,7 +138,7 @@ def _said(name: str, law: "Law", results: Results) -> str:
         inside = int(rows.loc[held, "inside_new"].sum())
         said.append(
             f"Held out of the fit are the {held.sum()} rows of the largest {law.held_out}: their error is "
-            f"{rms(gap[held])}, their mean gap {gap[held].mean():+.2f} {unit}, and {inside} lie inside the interval of a new row."
+            f"{rms(gap[held])}, their mean gap {mean(gap[held])}, and {inside} lie inside the interval of a new row."
         )
     said.append(f"Intervals are {100 * fit.level:g} %, by a bootstrap over {law.groups or 'rows'}, widened to all that "
                 "the data do not reject.")  # fmt: skip

@@ -29,13 +29,29 @@ def final_losses(results: Results, part: str | tuple[str, ...] = (), where: str 
 
 def over_seeds(results: Results, part: str | tuple[str, ...] = (), where: str = "") -> pd.DataFrame:
     """The held-out loss at the end of training: sizes in rows, head ranks in columns; the mean over seeds, ± the
-    largest distance of a seed from it. Of finished runs of the most tokens each size has. Raises NotMeasured."""
+    largest distance of a seed from it. Other settings that differ part the rows. Raises NotMeasured."""
     rows = results.last("heldout_loss", part=part, where=where)
-    rows = rows[rows["tokens"] == rows.groupby("size")["tokens"].transform("max")]
-    cells = rows.groupby(["size", "rank"], sort=False)["value"].agg(["mean", "min", "max"])
+    keys = ["size", *differing(rows, ["size", "rank"], [c for c in settings(results) if c != "seed"])]
+    cells = rows.groupby([*keys, "rank"], sort=False)["value"].agg(["mean", "min", "max"])
     text = [f"{m:.3f}" + (f" ± {max(b - m, m - a):.3f}" if b > a else "") for m, a, b in cells.itertuples(index=False)]
     table = pd.Series(text, index=cells.index, dtype=object).unstack("rank", sort=False).fillna("")
     return table[sorted(table)].rename(columns="r = {}".format).rename_axis(columns=None).reset_index()
+
+
+def settings(results: Results) -> list[str]:
+    """The columns of `Results.rows` that tell runs apart; and `source`, which a chart adds: the name of no run."""
+    derived = {"tokens", "epochs", "state", "part"}
+    return ["rank", "source", *(c for c in results.runs if c not in derived and not c.startswith("params."))]
+
+
+def differing(rows: pd.DataFrame, keys: list[str], columns: list[str]) -> list[str]:
+    """The fewest of `columns`, in their order, that tell apart what has the same `keys`: other settings follow them."""
+    found: list[str] = []
+    for column in columns:
+        if column in rows and column not in keys and rows[column].nunique(dropna=False) > 1:
+            if rows.groupby([*keys, *found], sort=False, dropna=False)[column].nunique(dropna=False).max() > 1:
+                found.append(column)
+    return found
 
 
 def constants(fits: Mapping[str, "Fit"]) -> pd.DataFrame:

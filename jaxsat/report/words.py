@@ -80,6 +80,10 @@ def number(value: float | None) -> str:
     return text.replace("e-0", "e-").replace("-", "−")
 
 
+def signed(value: float) -> str:
+    return ("+" if value > 0 else "") + number(value)
+
+
 def estimate(e: Estimate) -> str:
     """The value, its interval and its unit, with as many decimals as the interval's width has meaning. An end that is
     no bound is said to be none."""

@@ -79,9 +79,10 @@ def results() -> Results:
         blocks = depth * 12 * d * d
         counts = {"params.nonembedding": blocks, "params.head": vocab * d, "params.total": blocks + 2 * vocab * d}
         own = {"tokens": run.train.steps * run.tokens_per_step, "epochs": 1.0, "state": "done", "part": part}
-        runs[run.id] = flatten(run) | counts | own
-        parts[part] += (run.id,)
-        rows += [(run.id, *row) for row in history(run, rng)]
+        id = run.id
+        runs[id] = flatten(run) | counts | own
+        parts[part] += (id,)
+        rows += [(id, *row) for row in history(run, rng)]
     for spectrum, power in (("i^-0.5", 0.5), ("i^-1.5", 1.5)):
         sigma = np.arange(1, 17) ** -power * 1.2
         for r in (1, 2, 3, 4, 6, 8, 12, 16):
