@@ -130,8 +130,9 @@ def slope(
 ) -> Estimate:
     """The least-squares slope of y on x. unit: of y a unit of x.
 
-    With `groups` (a name for each point: the series of one width and seed) the mean of each group's own slope, with
-    Student's t over groups; a group at one x has none. Without, every point is a unit. Series are matched by index.
+    With `groups`, what shares its misfit (the width of each point: its seeds and budgets move as one), the mean of each
+    group's own slope, with Student's t over groups; a group at one x has none. Without, every point is a unit. Series
+    are matched by index.
     Raises NotMeasured when there is no slope.
     """
     table = _matched(how, {"x": x, "y": y} | ({} if groups is None else {"group": groups}))

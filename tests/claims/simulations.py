@@ -153,15 +153,15 @@ def small_and_large(small: int, large: int):
     return draw
 
 
-def ranks(groups: int, noise: float):
-    """Losses of heads of rank 4 to 64: `each` nats a doubling, give or take a quarter between series."""
+def ranks(widths: int, seeds: int, noise: float):
+    """Losses of heads of rank 4 to 64: `each` nats a doubling, to which every width adds its own, .02 or a quarter. The
+    seeds of a width share that, so the width is the group."""
 
     def draw(rng: np.random.Generator, each: float) -> Estimate:
-        x_GxK = np.tile(np.arange(2.0, 7.0), (groups, 1))
-        slopes_Gx1 = each * (1 + 0.25 * rng.standard_normal((groups, 1)))
-        loss_GxK = 3 + slopes_Gx1 * x_GxK + noise * rng.standard_normal(x_GxK.shape)
-        group_GxK = np.arange(groups)[:, None] + 0 * x_GxK.astype(int)
-        return slope(x_GxK.ravel(), loss_GxK.ravel(), "nats", "loss a doubling of the rank", group_GxK.ravel())
+        own_W = (0.02 + abs(each) / 4) * rng.standard_normal(widths)
+        width, _, x = (i.ravel() for i in np.meshgrid(range(widths), range(seeds), np.arange(2.0, 7.0), indexing="ij"))
+        loss = 3 + (each + own_W[width]) * x + noise * rng.standard_normal(len(x))
+        return slope(x, loss, "nats", "loss a doubling of the rank", width)
 
     return draw
 
@@ -207,8 +207,8 @@ SETTINGS = (
     Setting("association", "laptop: 20 runs", above(0), 0, 0.7, correlated(20)),
     Setting("association, controlled", "laptop: 20 runs, confounded", above(0), 0, 0.7, confounded(20)),
     Setting("association, controlled", "108 runs, confounded", above(0), 0, 0.7, confounded(108)),
-    Setting("slope, groups", "laptop: 12 series, seeds differ by .015 nats", below(0), 0, -0.2, ranks(12, 0.015)),
-    Setting("slope, groups", "pod: 3 series", below(0), 0, -0.05, ranks(3, 0.015)),
+    Setting("slope, groups", "laptop: 4 widths of 3 seeds", below(0), 0, -0.3, ranks(4, 3, 0.015)),
+    Setting("slope, groups", "pod: 7 widths of one seed", below(0), 0, -0.3, ranks(7, 1, 0.015)),
     Setting(
         "slope of knees", "workstation: 4 widths, 64 to 512", between(-0.5, 0.5), 1, 0, knees((64, 128, 256, 512), 16)
     ),

@@ -270,7 +270,4 @@ def test_the_pages_own_claim():
     assert found.verdict == "reproduced" and found.estimate.n == 3
     assert found.estimate.value == pytest.approx(-0.3 - 0.112 / 3)
     few = judge(rank_gains, ranks_of((16, 32)))
-    assert (few.verdict, few.needs) == (
-        "not testable at this scale",
-        "three series of a width and a seed; there are 2",
-    )
+    assert (few.verdict, few.needs) == ("not testable at this scale", "three widths; there are 2")
