@@ -68,4 +68,4 @@ class Options:
 
 
 def is_table(name: str) -> bool:
-    return name.endswith((".csv", ".csv.gz", ".parquet", ".jsonl", ".jsonl.gz"))
+    return name.lower().removesuffix(".gz").endswith((".csv", ".tsv", ".parquet", ".jsonl"))

@@ -25,15 +25,18 @@ class Found:
     law: "Fit"
     rows: pd.DataFrame  # a row that was fitted a row: its inputs, what was fitted, predicted, low, high
     left_out: dict[str, int]  # rule -> rows
+    copies: int  # rows of the table that are equal to an earlier one; they are fitted too
     predictions: list[dict[str, Any]]  # a point a dict: its inputs, value, low, high
     held_out: "HeldOut | None"
     choice: "Choice | None"
 
     def document(self) -> dict[str, Any]:
-        """`Fit.document`, and `left_out`, `held_out` and `choice` where they were asked for."""
+        """`Fit.document`, `left_out`, `held_out` and `choice` where they were asked for, `copies` where there are."""
         document = self.law.document() | {"predictions": self.predictions}
         if self.left_out:
             document["left_out"] = self.left_out
+        if self.copies:
+            document["copies"] = self.copies
         if self.held_out:
             rows, error, coverage = len(self.held_out.rows), self.held_out.error_percent, self.held_out.coverage
             document["held_out"] = {"rows": rows, "error_percent": error, "coverage": coverage}
@@ -61,18 +64,18 @@ def fit_table(path: str, options: Options) -> Found:
     if options.family is not None:
         if rivals:
             raise InputError("--compare takes forms without families: leave out --family")
-        families = sorted(tables.column(table, options.family).astype(str).unique())
+        families = sorted(tables.column(table, options.family, "--family").astype(str).unique())
         form = laws.by_family(form, families, options.own)
     inputs, target = _columns(form, table, options, families)
     rivals_inputs = [_columns(rival, table, options, [])[0] for rival in rivals]
     if any(rival.output != form.output for rival in rivals):
         raise InputError(f"--compare takes forms of the {form.output}, as {form.name} is")
-    hold = {name: tables.number(value, "--hold") for name, value in _pairs(options.hold, form.names, "--hold").items()}
+    hold = {name: _number(value, "--hold") for name, value in _pairs(options.hold, form.names, "--hold").items()}
     shared = {"hold": hold, "delta": options.delta, "residuals": options.residuals, "seed": options.seed}
     if options.weight is not None:
-        shared["weights"] = tables.numbers(table, options.weight)
+        shared["weights"] = tables.numbers(table, options.weight, flag="--weight")
     if options.group is not None:
-        shared["groups"] = tables.column(table, options.group).astype(str).to_numpy()
+        shared["groups"] = tables.column(table, options.group, "--group").astype(str).to_numpy()
     points = [_point(form, text, families) for text in options.predict]
     held_R = None if options.held_out is None else _held(table, options.held_out)
 
@@ -88,7 +91,7 @@ def fit_table(path: str, options: Options) -> Found:
     rows = pd.DataFrame(inputs | {form.output: target, "predicted": predicted, "low": low, "high": high})
     if options.figure:
         _draw(law, rows, Path(options.figure))
-    return Found(law, rows, left_out, predictions, held, choice)
+    return Found(law, rows, left_out, tables.copies(table), predictions, held, choice)
 
 
 def _start() -> None:
@@ -129,16 +132,18 @@ def _columns(
 
     names = {"N": options.n, "D": options.d, "U": options.u, "x": options.x}
     names |= {"loss": options.loss, "accuracy": options.accuracy}
+    flag = lambda name: f"--{name.lower()}" if name in names else ""
     inputs = {}
     for name in form.inputs:
         if name == "family" and families:
             inputs[name] = 1.0 + np.searchsorted(families, table[options.family].astype(str))
         elif name == "D" and options.flops is not None:
-            inputs[name] = tables.numbers(table, options.flops) / (6 * tables.numbers(table, options.n))
+            flops_R = tables.numbers(table, options.flops, flag="--flops")
+            inputs[name] = flops_R / (6 * tables.numbers(table, options.n, flag="--n"))
         else:
-            inputs[name] = tables.numbers(table, names.get(name, name))
+            inputs[name] = tables.numbers(table, names.get(name, name), flag=flag(name))
     positive = (options.residuals or form.scale) == "log"
-    return inputs, tables.numbers(table, names.get(form.output, form.output), positive)
+    return inputs, tables.numbers(table, names.get(form.output, form.output), positive, flag(form.output))
 
 
 def _pairs(texts: Sequence[str], known: Sequence[str], flag: str) -> dict[str, str]:
@@ -154,8 +159,6 @@ def _pairs(texts: Sequence[str], known: Sequence[str], flag: str) -> dict[str, s
 
 
 def _point(form: "Form", text: str, families: Sequence[str]) -> dict[str, float]:
-    from jaxsat.laws import tables
-
     texts = _pairs([text], form.inputs, "--predict")
     missing = [name for name in form.inputs if name not in texts]
     if missing:
@@ -164,10 +167,19 @@ def _point(form: "Form", text: str, families: Sequence[str]) -> dict[str, float]
         if texts["family"] not in families:
             raise unknown("family", texts["family"], families)
         texts["family"] = str(1 + families.index(texts["family"]))
-    point = {name: tables.number(value, "--predict") for name, value in texts.items()}
+    point = {name: _number(value, "--predict") for name, value in texts.items()}
     if not all(0 < value < math.inf for value in point.values()):
         raise InputError(f"--predict {text}: must be positive finite numbers")
     return point
+
+
+def _number(text: str, flag: str) -> float:
+    from jaxsat.laws import tables
+
+    value = tables.number(text)
+    if math.isnan(value):
+        raise InputError(f"{flag}: {text!r} is not a number")
+    return value
 
 
 def _held(table: pd.DataFrame, rule: str) -> np.ndarray:
@@ -175,10 +187,10 @@ def _held(table: pd.DataFrame, rule: str) -> np.ndarray:
     from jaxsat.laws import tables
 
     if rule in table:
-        values_R = tables.numbers(table, rule)
+        values_R = tables.numbers(table, rule, flag="--held-out")
         return values_R == values_R.max()
     if not any(sign in rule for sign in "<>="):
-        tables.column(table, rule)
+        tables.column(table, rule, "--held-out")
     return table.index.isin(tables.where(table, [rule], "--held-out")[0].index)
 
 
@@ -206,6 +218,8 @@ def summary(found: Found) -> list[str | pd.DataFrame]:
     error = float(np.sqrt(np.mean(of_one**2)))
     said: list[str | pd.DataFrame] = [f"{law.form.formula}; {law.form.source}"]
     said += [f"left out: {rows} rows, which are not {rule!r}" for rule, rows in found.left_out.items()]
+    if found.copies:
+        said.append(f"{found.copies} rows are equal to earlier ones in every column, and are fitted too")
     said.append(tables.constants({"": law})[["constant", "value", "low", "high", "status"]])
     for name in law.unidentified:
         low, high = law.constants[name][1:]

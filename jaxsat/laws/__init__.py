@@ -18,6 +18,7 @@ from jaxsat.laws.forms import (
 )
 from jaxsat.laws.frontier import IsoFlop, allocate, isoflop, optimum
 from jaxsat.laws.gaps import HOFFMANN, Gaps, gaps
+from jaxsat.laws.law import Law
 
 __all__ = [
     "FORMS",
@@ -30,6 +31,7 @@ __all__ = [
     "HeldOut",
     "Interval",
     "IsoFlop",
+    "Law",
     "accuracy_linear",
     "accuracy_sigmoid",
     "allocate",

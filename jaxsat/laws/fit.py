@@ -18,9 +18,12 @@ from scipy import stats
 from jaxsat.config import InputError
 from jaxsat.laws.bfgs import Minima
 from jaxsat.laws.forms import Form
+from jaxsat.laws.noise import Noise
 from jaxsat.laws.objective import checked, objective, predictions
 
 _RUNGS, _STARTS = 24, 6  # of a profile's ladder, and at each rung; of the 4500 of Chinchilla 1 in 4 finds the optimum
+_ROUGH = 10  # residuals above those of a smooth curve, from which a law is no law of these rows
+_FEW = 5  # degrees of freedom: resampled groups are too sure below it (of three widths 47 % held, at level 0.9)
 
 
 class Interval(NamedTuple):
@@ -38,14 +41,22 @@ class Fit:
     form: Form
     scale: str  # "log" or "linear": what residuals are of
     constants: dict[str, Interval]  # held ones too, with low = value = high
+    held: tuple[str, ...]  # the constants that were not fitted
     objective: float  # sum of Huber terms
     rows: int
-    converged: bool  # the optimum, and 99 % of the resamples
+    finished: bool  # the search ended in a minimum, as did those of 99 % of the resamples
+    roughness: float  # median residual over that of a smooth curve through the rows, or over delta where that is more
     residuals: np.ndarray  # R: log loss - log prediction, or loss - prediction
     samples: dict[str, np.ndarray]  # name -> B: the constants of each resample
+    noise: np.ndarray  # B: standard deviation of the residual of one row, or group, drawn as well as the rows tell it
     extremes: dict[str, np.ndarray]  # name -> M: fits with one constant held that the data do not reject
     level: float  # of every interval
     quantiles: tuple[float, float]  # of the resamples: the ends of every interval
+
+    @property
+    def converged(self) -> bool:
+        """The search ended in minima, and not in one whose residuals are far above what a smooth curve leaves."""
+        return self.finished and self.roughness <= _ROUGH
 
     @property
     def unidentified(self) -> tuple[str, ...]:
@@ -59,7 +70,7 @@ class Fit:
     @property
     def covariance(self) -> pd.DataFrame:
         """P x P, of the fitted constants over the bootstrap's resamples; of positive constants, of their logarithms."""
-        free = {name: x for name, x in self.samples.items() if self.constants[name].low < self.constants[name].high}
+        free = {name: x for name, x in self.samples.items() if name not in self.held}
         return pd.DataFrame({name: np.log(x) if self.form.positive(name) else x for name, x in free.items()}).cov()
 
     def curves(self, **inputs: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -71,7 +82,12 @@ class Fit:
         return curve.reshape(shape), *(c.reshape(-1, *shape) for c in others)
 
     def interval(self, value: ArrayLike, samples: np.ndarray, extremes: np.ndarray) -> Interval:
-        """Of anything computed from `curves` or constants: the bootstrap's, widened to hold every extreme."""
+        """Of anything computed from `curves` or constants: the bootstrap's, widened to hold every extreme.
+
+        Without bounds where the groups tell nothing of the noise.
+        """
+        if np.isinf(self.noise).any():
+            samples, extremes = np.full((2, *np.shape(value)), -np.inf), np.full((1, *np.shape(value)), np.inf)
         low, high = np.quantile(samples, self.quantiles, axis=0)
         low = np.concatenate([low[None], extremes]).min(axis=0)
         high = np.concatenate([high[None], extremes]).max(axis=0)
@@ -82,10 +98,17 @@ class Fit:
         return self.interval(*self.curves(**inputs))
 
     def predict_new(self, **inputs: ArrayLike) -> Interval:
-        """The law at `inputs` with the interval of a new loss: the curve's and the residuals', added in quadrature."""
+        """The law at `inputs` with the interval of a new loss: the curve's and the residuals', added in quadrature.
+
+        Residuals of the rows fitted are too small by sqrt((R - P) / R). Of R the k-th smallest has k / (R + 1) of new
+        ones below it.
+        """
         curve, to, back = self.predict(**inputs), *((np.log, np.exp) if self.scale == "log" else (np.asarray,) * 2)
-        value, low, high = (to(end) for end in curve)
-        below, above = np.quantile(self.residuals, self.quantiles)
+        with np.errstate(divide="ignore"):  # no bound below is a loss of 0
+            value, low, high = (to(np.maximum(end, 0) if self.scale == "log" else end) for end in curve)
+        tail, fitted = (1 - self.level) / 2, len(self.constants) - len(self.held)
+        ends = np.quantile(self.residuals, (tail, 1 - tail), method="weibull")
+        below, above = ends * math.sqrt(self.rows / (self.rows - fitted))
         low, high = value - np.hypot(value - low, below), value + np.hypot(high - value, above)
         return Interval(curve.value, *(v if np.ndim(v) else float(v) for v in (back(low), back(high))))
 
@@ -116,6 +139,7 @@ def fit(
     weights: ArrayLike | None = None,
     bootstrap: int = 1000,
     groups: ArrayLike | None = None,
+    misfit: float | None = None,
     delta: float = 1e-3,
     residuals: str | None = None,
     level: float = 0.9,
@@ -123,60 +147,93 @@ def fit(
 ) -> Fit:
     """Fits `form` to R rows: inputs {name: x_R} and loss_R, all positive; with linear residuals losses of any sign.
 
-    hold: constants that are not fitted, {name: value}. weights: w_R, positive, of the rows' terms. groups: labels_R;
-    the bootstrap then resamples whole groups (seeds, runs), else rows. delta: where Huber terms turn linear. residuals:
-    "log", of log losses, or "linear"; None: the form's own. level: of every interval. Constants that are shared by
-    several families of models, or not: `by_family`.
+    hold: constants that are not fitted, {name: value}. weights: w_R, positive, of the rows' terms; their unit does not
+    matter. groups: labels_R of what shares its misfit (the seeds and budgets of a width), so that the bootstrap draws
+    whole groups, not rows. misfit: the relative standard deviation of the loss of a group, or a row, about the law,
+    for tables too small to tell it. delta: where Huber terms turn linear. residuals: "log", of log losses, or "linear";
+    None: the form's own. level: of every interval. Constants that are shared by several families of models, or not:
+    `by_family`.
 
     An interval is the bootstrap's, its percentiles expanded for few rows, widened to hold every constant's profile: it
-    is held at a ladder of values, the others refitted, and the values stay whose objective rises by less than chance
-    would have it at `level` (`_rejected`). This finds the valleys of the objective that a bootstrap from one optimum
+    is held at a ladder of values, the others refitted, and the values stay whose objective rises by no more than chance
+    would have it at `level` (`Noise.admits`). This finds the valleys of the objective that a bootstrap from one optimum
     cannot. A side has no bound where the interval reaches the ladder's end, a width of the grid of starts beyond it.
 
     Coverage measured at level 0.9, of constants and predictions beyond the rows: Chinchilla 0.90 to 0.93 with 60 rows
     and 0.95 to 1.0 with 18; E + A/x^alpha 0.91 to 0.97 with 30 and 60 and 0.96 to 0.99 with 5 and 12; A/x^alpha 0.92
     to 0.96 with 4 and 12. Noise was 0.5 %, with 18 rows 1 %.
 
+    Too few to be resampled are groups, and rows with a `misfit`, that leave fewer than 5 degrees of freedom. Losses are
+    then drawn about the law, with a size that is `misfit`, or drawn itself from what the residuals tell of it; where
+    groups are no more than the constants that tell them apart, and there is no `misfit`, nothing is bounded.
+
     Raises InputError: an unknown constant or column, fewer rows than free constants + 1, a value that is not positive.
     """
     o = objective(form, inputs, loss, hold, delta, residuals)
     rows, n_free = len(o.target_R), len(o.free)
     weights_R = row_weights(weights, rows)
+    unit = weights_R.mean()
+    weights_R = weights_R / unit
     if not 0 < level < 1:
         raise InputError(f"level = {level}: must be between 0 and 1, such as 0.9")
+    if misfit is not None and not 0 < misfit < 1:
+        raise InputError(f"misfit = {misfit}: must be between 0 and 1, such as 0.003 for 0.3 %")
     fewest = math.ceil(round(2 / (1 - level), 6))
     if bootstrap < fewest:
         raise InputError(f"bootstrap = {bootstrap}: an interval of level {level} needs at least {fewest}")
-    rng = np.random.default_rng(seed)
-    resamples_BxR, units = _resamples(rng, rows, groups, bootstrap)
-    quantiles = expanded_quantiles(level, units, n_free if groups is None else 1)
-    grid_SxP = o.grid_SxP
-    size = max(len(grid_SxP), bootstrap + 1, n_free * _RUNGS * _STARTS)
-    weights_TxR = weights_R * np.vstack([np.ones(rows), resamples_BxR])
-    solve = partial(o.minima, weights_TxR, size)
+    rng, unit_R = np.random.default_rng(seed), _units(rows, groups)
+    n_units = unit_R.max() + 1
+    few = n_units - n_free < _FEW and not (groups is None and misfit is None)
+    counts_BxU = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=bootstrap)
+    drawn_BxR = np.ones((bootstrap, rows)) if few else counts_BxU[:, unit_R].astype(float)
+    weights_TxR = weights_R * np.vstack([np.ones(rows), drawn_BxR])
+    size = max(len(o.grid_SxP), bootstrap + 1, n_free * _RUNGS * _STARTS)
     fine = o.minima_from_grid(weights_TxR, size)
-    theta_TxP, best_P, least = fine.x_KxP, fine.x_KxP[0], float(fine.f_K[0])
-    best, residuals_R = o.constants(best_P), o.residuals(best_P[None])[0]
-    rejects = partial(_rejected, residuals_R=residuals_R, delta=delta, n_free=n_free, level=level, weights_R=weights_R)
-    edges_2xP, admitted_MxP = _profile(solve, lambda f: ~rejects(f - least), best_P, grid_SxP, rng)
-    ends_2xP = np.quantile(theta_TxP[1:], quantiles, axis=0)
-    low_P = np.vstack([ends_2xP[:1], admitted_MxP]).min(axis=0)
-    high_P = np.vstack([ends_2xP[1:], admitted_MxP]).max(axis=0)
-    low_P, high_P = np.where(low_P <= edges_2xP[0], -np.inf, low_P), np.where(high_P >= edges_2xP[1], np.inf, high_P)
-    low, high = o.constants(low_P), o.constants(high_P)
+    every, problems = np.ones(n_free, bool), np.arange(bootstrap + 1)
+    for _ in range(_RUNGS):
+        best_P, least = fine.x_KxP[0], float(fine.f_K[0])
+        noise = Noise(o, best_P, weights_R, unit_R, misfit if few else None)
+        noise_B = noise.sizes(rng, bootstrap)
+        target_TxR = noise.targets(rng, noise_B) if few else None
+        solve = partial(o.minima, weights_TxR, size, target_TxR=target_TxR)
+        tried = _profile(solve, partial(noise.admits, least=least, level=level), best_P, o.grid_SxP, rng)
+        if tried.least >= least * (1 - 1e-6) - 1e-12 * rows * delta**2:
+            break
+        fine = solve(tried.best_P, every, problems)
+    if few:
+        fine = solve(best_P, every, problems, h_PxP=fine.h_KxPxP[0])
+    tail = (1 - level) / 2
+    quantiles = (tail, 1 - tail) if few else expanded_quantiles(level, n_units, n_units - noise.freedom)
+    theta_BxP = np.clip(fine.x_KxP[1:], *tried.edges_2xP)
+    ends_2xP = np.quantile(theta_BxP, quantiles, axis=0)
+    low_P = np.vstack([ends_2xP[:1], tried.admitted_MxP]).min(axis=0)
+    high_P = np.vstack([ends_2xP[1:], tried.admitted_MxP]).max(axis=0)
+    low_P = np.where(low_P <= tried.edges_2xP[0], -np.inf, low_P)
+    high_P = np.where(high_P >= tried.edges_2xP[1], np.inf, high_P)
+    value, low, high = (o.constants(theta_P) for theta_P in (best_P, low_P, high_P))
     return Fit(
         form=form,
         scale=o.scale,
-        constants={name: Interval(float(best[name]), float(low[name]), float(high[name])) for name in form.names},
-        objective=least,
+        constants={name: Interval(float(value[name]), float(low[name]), float(high[name])) for name in form.names},
+        held=tuple(o.hold),
+        objective=unit * least,
         rows=rows,
-        converged=bool(fine.converged_K[0] and fine.converged_K[1:].mean() >= 0.99),
-        residuals=residuals_R,
-        samples=o.constants(theta_TxP[1:]),
-        extremes=o.constants(admitted_MxP),
+        finished=bool(fine.converged_K[0] and fine.converged_K[1:].mean() >= 0.99),
+        roughness=noise.roughness,
+        residuals=noise.residuals_R,
+        samples=o.constants(theta_BxP),
+        noise=noise_B,
+        extremes=o.constants(tried.admitted_MxP),
         level=level,
         quantiles=quantiles,
     )
+
+
+class _Profile(NamedTuple):
+    edges_2xP: np.ndarray  # the ends of the ladders
+    admitted_MxP: np.ndarray  # fits that are admitted by their objectives
+    best_P: np.ndarray
+    least: float
 
 
 def _profile(
@@ -185,9 +242,8 @@ def _profile(
     best_P: np.ndarray,
     grid_SxP: np.ndarray,
     rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each constant held at a ladder of values, the others refitted: the ends of the ladders, 2 x P, and the fits that
-    `admits` takes by their objectives, M x P.
+) -> _Profile:
+    """Each constant held at a ladder of values, the others refitted, to find what `admits` takes by its objective.
 
     A ladder goes from one width of the grid below the grid to one above, with the optimum and one width either side
     of it; the others start at the optimum and at points of the grid. Then the steps in which the admitted values end
@@ -218,24 +274,8 @@ def _profile(
             for step in (order[: first + 1][-2:], order[last:][:2]):
                 cuts = np.linspace(*x[step[[0, -1]], i], 18)[1:-1] if len(step) == 2 else ()
                 problems += [(i, rung, x[step]) for rung in cuts]
-    return np.stack([ladder_LxP.min(axis=0), ladder_LxP.max(axis=0)]), x[admits(f)]
-
-
-def _rejected(
-    rise: np.ndarray, residuals_R: np.ndarray, delta: float, n_free: int, level: float, weights_R: ArrayLike = 1.0
-) -> np.ndarray:
-    """Whether objectives that are `rise` above the optimum are too high to be chance, at `level`.
-
-    The drop-in-dispersion test of Schrader & Hettmansperger (1980): 2 rise E[w psi'] / E[w^2 psi^2] is F(1, R - P),
-    with psi the derivative of the Huber term and w the rows' weights. E[psi'] / 2 delta is the density of residuals at
-    0, taken here over the inner half of them, as few may lie within delta. A residual counts as delta / 1000 at least:
-    rounding is not evidence.
-    """
-    r, freedom = np.abs(residuals_R), len(residuals_R) - n_free
-    reach = max(delta, float(np.median(r)))
-    slope = (weights_R * (r <= reach)).mean() * delta / reach
-    spread = ((weights_R * np.clip(r, delta / 1000, delta)) ** 2).sum() / freedom
-    return 2 * rise * slope / spread > stats.f.ppf(level, 1, freedom)
+    edges_2xP = np.stack([ladder_LxP.min(axis=0), ladder_LxP.max(axis=0)])
+    return _Profile(edges_2xP, x[admits(f)], x[f.argmin()], float(f.min()))
 
 
 def row_weights(weights: ArrayLike | None, rows: int) -> np.ndarray:
@@ -249,18 +289,17 @@ def row_weights(weights: ArrayLike | None, rows: int) -> np.ndarray:
     return weights_R
 
 
-def _resamples(rng: np.random.Generator, rows: int, groups: ArrayLike | None, bootstrap: int) -> tuple[np.ndarray, int]:
-    """How often each resample draws each row, B x R, and the number of things that it draws from."""
-    labels, group_R = np.unique(np.arange(rows) if groups is None else np.asarray(groups), return_inverse=True)
-    if len(group_R) != rows:
-        raise InputError(f"groups has {len(group_R)} labels for {rows} rows")
+def _units(rows: int, groups: ArrayLike | None) -> np.ndarray:
+    """Of each row the number of what was drawn independently: itself, or its group."""
+    labels, unit_R = np.unique(np.arange(rows) if groups is None else np.asarray(groups), return_inverse=True)
+    if len(unit_R) != rows:
+        raise InputError(f"groups has {len(unit_R)} labels for {rows} rows")
     if len(labels) < 2:
         raise InputError(f"groups are all {labels[0]!r}: a bootstrap over groups needs at least 2")
-    count_BxG = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=bootstrap)
-    return count_BxG[:, group_R].astype(float), len(labels)
+    return unit_R
 
 
-def expanded_quantiles(level: float, units: int, fitted: int) -> tuple[float, float]:
+def expanded_quantiles(level: float, units: int, fitted: float) -> tuple[float, float]:
     """Of the expanded percentile interval (Hesterberg 2015): resamples of few units vary too little.
     The estimate has `units` - `fitted` degrees of freedom."""
     freedom = units - fitted

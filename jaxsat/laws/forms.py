@@ -7,7 +7,7 @@ mine = Form(
 )
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
@@ -21,15 +21,23 @@ SCALES = ("log", "linear")
 
 @dataclass(frozen=True)
 class Constant:
-    """A constant of a law: where fits start, and whether it is positive (and then fitted as its logarithm)."""
+    """A constant of a law: where fits start, and whether it is positive (and then fitted as its logarithm).
+
+    `starts`: numbers, or what gives them out of the table's columns {name: x_R}, those of the inputs and of the output.
+    They must come from the columns where the unit of an input may be anything: x1 in parameters, tokens or FLOPs.
+    """
 
     name: str
-    starts: tuple[float, ...]
+    starts: Sequence[float] | Callable[[Mapping[str, np.ndarray]], Sequence[float]]
     positive: bool = True
     like: str = ""  # constants that are alike start at the same values, and so do not multiply the grid
 
     def __post_init__(self):
-        object.__setattr__(self, "starts", tuple(float(s) for s in self.starts))
+        if not callable(self.starts):  # a tuple, as forms are hashed
+            object.__setattr__(self, "starts", tuple(float(s) for s in self.starts))
+
+    def starts_at(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.asarray(self.starts(columns) if callable(self.starts) else self.starts, np.float64)
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,10 @@ class Form:
 
     def positive(self, name: str) -> bool:
         return next(c.positive for c in self.constants if c.name == name)
+
+
+def _middle(x_R: np.ndarray) -> float:
+    return float(np.exp(np.log(x_R).mean()))
 
 
 def _power(scale: Array, exponent: Array, x: Array) -> Array:
@@ -103,8 +115,8 @@ kaplan = Form(
     "Kaplan et al. (2020), arXiv:2001.08361, eq. 1.5",
     ("N", "D"),
     (
-        Constant("Nc", 10.0 ** np.arange(4, 20, 3)),
-        Constant("Dc", 10.0 ** np.arange(4, 20, 3)),
+        Constant("Nc", lambda table: _middle(table["N"]) * 10.0 ** np.arange(-3, 15, 3)),
+        Constant("Dc", lambda table: _middle(table["D"]) * 10.0 ** np.arange(-3, 15, 3)),
         Constant("alpha_N", (0.05, 0.1, 0.2, 0.4)),
         Constant("alpha_D", (0.05, 0.1, 0.2, 0.4)),
     ),
@@ -153,11 +165,11 @@ broken_power_law = Form(
     "Caballero et al. (2023), arXiv:2210.14891, eq. 1, with one break, at x1",
     ("x",),
     (
-        Constant("E", (0.1, 1.0)),
-        Constant("A", np.exp((0.0, 5.0, 10.0))),
+        Constant("E", lambda table: table["loss"].min() * np.array((0.1, 0.7))),
+        Constant("A", lambda table: _middle(table["loss"]) * _middle(table["x"]) ** np.array((0.0, 0.2, 0.5))),
         Constant("c0", (0.0, 0.2, 0.5), positive=False),
         Constant("c1", (-0.3, 0.3), positive=False),
-        Constant("x1", 10.0 ** np.arange(1, 14, 2)),
+        Constant("x1", lambda table: np.geomspace(table["x"].min(), table["x"].max(), 9)[1:-1]),
         Constant("f1", (0.3,)),
     ),
     lambda c, x: jnp.log(

@@ -7,7 +7,6 @@ of 1e-3 from its neighbours.
 
 import itertools
 import math
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from numpy.typing import ArrayLike
 from jaxsat.config import InputError, unknown
 from jaxsat.laws.bfgs import Minima, minimise
 from jaxsat.laws.forms import SCALES, Form
+from jaxsat.machine import cores
 
 _LANES = 64  # problems that a core has under way; with 256 the slowest of a few hundred keep too many idle lanes
 
@@ -43,7 +43,9 @@ class Objective:
         """Every combination of the starts of the free constants. Constants alike start together."""
         free = [c for c in self.form.constants if c.name in self.free]
         alike = list(dict.fromkeys(c.like or c.name for c in free))
-        axes = {c.like or c.name: np.log(c.starts) if c.positive else c.starts for c in free}
+        table = {**self.columns, self.form.output: self.target_R}
+        starts = {c.like or c.name: (c, c.starts_at(table)) for c in free}
+        axes = {name: np.log(values) if c.positive else values for name, (c, values) in starts.items()}
         points = np.array(list(itertools.product(*(axes[name] for name in alike))))
         return points[:, [alike.index(c.like or c.name) for c in free]]
 
@@ -56,8 +58,8 @@ class Objective:
         fitted_TxR = predictions(self.form, self.constants(theta_TxP), self.columns)
         return np.log(self.target_R / fitted_TxR) if self.scale == "log" else self.target_R - fitted_TxR
 
-    def minima_from_grid(self, weights_TxR: np.ndarray, size: int = 0) -> Minima:
-        """T minima: with the first weights from every point of the grid, then with all weights from the best of these.
+    def minima_from_grid(self, weights_TxR: np.ndarray, size: int = 0, target_TxR: np.ndarray | None = None) -> Minima:
+        """T minima: the first problem's from every point of the grid, then those of all from the best of these.
 
         Starts go as far as the next step promises a decrease above 1e-4 of the objective, an eighth of them to their
         minima. Of Chinchilla's 4500 on the published rows, 1100 end in the optimum when all go on, which takes 2.7
@@ -65,7 +67,8 @@ class Objective:
         Raises InputError: no start has a finite value.
         """
         grid_SxP, every_P = self.grid_SxP, np.ones(len(self.free), bool)
-        solve = partial(self.minima, weights_TxR, max(size, len(grid_SxP), len(weights_TxR)))
+        problems = max(len(weights_TxR), 0 if target_TxR is None else len(target_TxR))
+        solve = partial(self.minima, weights_TxR, max(size, len(grid_SxP), problems), target_TxR=target_TxR)
         coarse = solve(grid_SxP, every_P, 0, precision=1e-4)
         if not np.isfinite(coarse.f_K).any():
             why = "has no finite value on these rows from any of its starts"
@@ -73,7 +76,7 @@ class Objective:
         chosen = coarse.f_K.argsort()[: max(64, len(grid_SxP) // 8)]
         fine = solve(coarse.x_KxP[chosen], every_P, 0)
         best = fine.f_K.argmin()
-        return solve(fine.x_KxP[best], every_P, np.arange(len(weights_TxR)), h_PxP=fine.h_KxPxP[best])
+        return solve(fine.x_KxP[best], every_P, np.arange(problems), h_PxP=fine.h_KxPxP[best])
 
     def minima(
         self,
@@ -85,20 +88,23 @@ class Objective:
         *,
         h_PxP: np.ndarray | None = None,
         precision: float = 1e-10,
+        target_TxR: np.ndarray | None = None,
     ) -> Minima:
-        """Of problems that broadcast to K, each with row which_K of the weights: from x_KxP over the coordinates where
-        free_KxP; see `minimise`. Spread over the cores, and padded as `size` is: one compilation for all of a fit."""
+        """Of problems that broadcast to K, each with row which_K of the weights and of the targets (the last row where
+        there are fewer; None: the table's own): from x_KxP over the coordinates where free_KxP; see `minimise`. Spread
+        over the cores, and padded as `size` is: one compilation for all of a fit."""
         (n,) = np.broadcast_shapes(np.shape(x_KxP)[:-1], np.shape(which_K))
         shapes = (n, len(self.free)), (n, len(self.free)), (n,)
         problems = [np.broadcast_to(a, shape) for a, shape in zip((x_KxP, free_KxP, which_K), shapes)]
         h_PxP = np.eye(len(self.free)) if h_PxP is None else h_PxP
-        n_parts = max(1, min(_cores(), size // _LANES))
+        n_parts = max(1, min(cores(), size // _LANES))
         parts = [slice(i, None, n_parts) for i in range(n_parts)]
         size = -(-size // n_parts)
 
         static = self.form, self.free, self.scale, min(_LANES, size)
         with jax.enable_x64(True), jax.default_device(_cpu()):
-            rows = self.hold, self.columns, self.target_R, jnp.asarray(weights_TxR), self.delta
+            target_TxR = jnp.asarray(self.target_R[None] if target_TxR is None else target_TxR)
+            rows = self.hold, self.columns, target_TxR, jnp.asarray(weights_TxR), self.delta
 
         def solve(part: slice, count: int) -> Minima:
             padded = (np.resize(a[part], (size, *a.shape[1:])) for a in problems)
@@ -145,14 +151,29 @@ def objective(
 
 @partial(jax.jit, static_argnames=("form", "free", "scale", "lanes"))
 def _minimise(
-    form, free, scale, lanes, hold, columns, target_R, weights_TxR, delta, x_KxP, free_KxP, which_K, n, h_PxP, precision
+    form,
+    free,
+    scale,
+    lanes,
+    hold,
+    columns,
+    target_TxR,
+    weights_TxR,
+    delta,
+    x_KxP,
+    free_KxP,
+    which_K,
+    n,
+    h_PxP,
+    precision,
 ) -> Minima:
     def value(theta_P, t):
+        target_R, weights_R = (a_TxR[jnp.minimum(t, len(a_TxR) - 1)] for a_TxR in (target_TxR, weights_TxR))
         prediction_R = form.log_prediction(_constants(form, free, hold, theta_P), columns)
         r = jnp.abs(jnp.log(target_R) - prediction_R if scale == "log" else target_R - jnp.exp(prediction_R))
-        return (weights_TxR[t] * jnp.where(r <= delta, r * r / 2, delta * (r - delta / 2))).sum()
+        return (weights_R * jnp.where(r <= delta, r * r / 2, delta * (r - delta / 2))).sum()
 
-    tolerance = 1e-12 * len(target_R) * delta**2  # residuals a millionth of delta are no residuals
+    tolerance = 1e-12 * target_TxR.shape[1] * delta**2  # residuals a millionth of delta are no residuals
     stop = {"precision": precision, "tolerance": tolerance}
     return minimise(value, x_KxP, free_KxP, which_K, n, h_PxP=h_PxP, lanes=lanes, **stop)
 
@@ -166,7 +187,8 @@ def predictions(form: Form, constants: dict[str, np.ndarray], columns: dict[str,
     )
     with jax.enable_x64(True), jax.default_device(_cpu()):
         log_BxN = np.asarray(_log_predictions(form, *padded))
-    return np.exp(log_BxN[: sizes[0], : sizes[1]])
+    with np.errstate(over="ignore"):  # far ends of what no row bounds
+        return np.exp(log_BxN[: sizes[0], : sizes[1]])
 
 
 @partial(jax.jit, static_argnames="form")
@@ -217,9 +239,11 @@ def _constants(form: Form, free: tuple[str, ...], hold: Mapping[str, Any], theta
     return {name: values[name] if name in values else xp.full(theta.shape[:-1], hold[name]) for name in form.names}
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # no macOS
-
-
 def _cpu() -> jax.Device:
-    return jax.local_devices(backend="cpu")[0]
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError as e:
+        platforms = jax.config.jax_platforms
+        if not platforms or "cpu" in platforms.split(","):
+            raise
+        raise InputError(f"laws are fitted on the CPU: set JAX_PLATFORMS={platforms},cpu ({e})") from None
