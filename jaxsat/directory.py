@@ -34,9 +34,10 @@ Sizes = Callable[[Run, int], tuple[int, int]]  # see `make_packs`
 class Directory:
     """What sweep.json holds.
 
-    runs: id -> configuration. packs: the ids of the runs that one program trains, in the order in which they are stacked.
-    texts: by `text_key`, the identity of every text and tokenizer that something here was trained on. settings: those of
-    JAX that change numbers. experiments: by name and scale, the command and the parts, as last asked for.
+    runs: id -> configuration. packs: the ids of the runs that one program trains, in the order in which they are
+    stacked. texts: by `text_key`, the identity of every text and tokenizer that something here was trained on.
+    settings: those of JAX that change numbers. experiments: by name and scale, the command and the parts, as last asked
+    for.
     """
 
     path: epath.Path

@@ -1,8 +1,8 @@
 """The one loop: what is pending is run, its rows are merged, and it is not pending any more.
 
-A job is one pack to train, one checkpoint of a pack to measure, or one `Computed`. What is done is told by what is on disk,
-so a stage that was stopped, killed or split over shares and hosts goes on with what is left. SIGTERM and Ctrl-C end a stage
-after the job under way, with everything kept.
+A job is one pack to train, one checkpoint of a pack to measure, or one `Computed`. What is done is told by what is on
+disk, so a stage that was stopped, killed or split over shares and hosts goes on with what is left. SIGTERM and Ctrl-C
+end a stage after the job under way, with everything kept.
 """
 
 import dataclasses
@@ -54,8 +54,8 @@ class Jobs:
         return [pack for pack in self.packs if not all(map(ended, pack.runs))]
 
     def unmeasured(self, done: Done, best: dict[str, int] | None = None) -> list[tuple[Pack, Todo]]:
-        """Of each pack the checkpoints that a measure has not seen; those `at` the best where `best` says which they are,
-        else all others."""
+        """Of each pack the checkpoints that a measure has not seen; those `at` the best where `best` says which they
+        are, else all others."""
         states = self._states()
         found = []
         for pack in self.packs:
@@ -170,7 +170,8 @@ class Jobs:
                 stop.check()
 
     def text(self, run: Run, progress: corpora.Progress = lambda done, total, what: None) -> corpora.Corpus:
-        """The corpus of a run, on every host, that the directory knows or gets to know. Raises InputError for another."""
+        """The corpus of a run, on every host, that the directory knows or gets to know. Raises InputError for
+        another."""
 
         def prepare() -> corpora.Corpus:
             corpus = corpora.prepare(run.data, run.model.vocab_size, run.model.context, progress)

@@ -1,8 +1,8 @@
 """What a study has found, read once and frozen: all that laws, claims and reports know.
 
 `runs`: a row a run that the experiment asks for, indexed by its id (which is the name of its series): a column a dotted
-configuration key, `params.total`, `params.nonembedding`, `params.head`, `tokens` of the whole run, `epochs` of its text,
-`state` (done, training, waiting or diverged) and `part` (the names of its parts, with commas between).
+configuration key, `params.total`, `params.nonembedding`, `params.head`, `tokens` of the whole run, `epochs` of its
+text, `state` (done, training, waiting or diverged) and `part` (the names of its parts, with commas between).
 `measurements`: a row a number: series, step, tokens, layer, index, metric, value; finite values only.
 """
 
@@ -35,15 +35,17 @@ class Results:
 
     def select(self, part: str | Iterable[str] = (), where: str = "") -> pd.DataFrame:
         """The rows of `runs` that are in any of the parts (all when none is named) and satisfy `where`, a rule in the
-        words of pandas' `query`, with dotted keys between backticks: "`model.width` < 64 and seed == 0".
+        words of pandas' `query`, with dotted keys between backticks: "`model.width` < 64 and seed == 0". Adds `rank`,
+        the largest rank that the head can have, and `size`, the model's label in figures: "d = 64", or "L = 2, d = 64"
+        where depths differ.
 
-        Raises InputError for a part or a column that does not exist.
+        Raises NotMeasured for a part that the scale does not have, InputError for a column that does not exist.
         """
         parts = (part,) if isinstance(part, str) else tuple(part)
         for name in parts:
             if name not in self.parts:
-                raise InputError(f"no part {name!r}; there are {', '.join(self.parts) or 'none'}")
-        chosen = self.runs
+                raise NotMeasured(f"part {name!r}: at this scale there are {', '.join(self.parts) or 'none'}")
+        chosen = sized(self.runs)
         if parts:
             ids = {id for name in parts for id in self.parts[name]}
             chosen = chosen[chosen.index.isin(ids)]
@@ -62,15 +64,14 @@ class Results:
         """The measurements of `metrics`, with the columns of their runs beside them. Of series that are no runs
         (`Computed`) those columns are missing; they are there only when neither `part` nor `where` chooses among runs.
 
-        Adds `rank`, the largest rank that the head can have, and `size`, the model's label in figures: "d = 64", or
-        "L = 2, d = 64" where depths differ. Ordered by size and rank, then series, metric, step, layer, index.
+        Ordered by size and rank, then series, metric, step, layer, index.
         Raises NotMeasured when there are none.
         """
         rows = self.measurements
         if metrics:
             rows = rows[rows["metric"].isin(metrics)]
         chosen = self.select(part, where)
-        columns = sized(chosen).drop(columns="tokens", errors="ignore").rename_axis(None)
+        columns = chosen.drop(columns="tokens", errors="ignore").rename_axis(None)
         rows = rows.merge(columns, left_on="series", right_index=True, how="inner" if part or where else "left")
         if rows.empty:
             raise NotMeasured(", ".join(metrics) + (f" of {part}" if part else "") + (f" where {where}" if where else ""))
@@ -94,7 +95,7 @@ class Results:
 
 def sized(runs: pd.DataFrame) -> pd.DataFrame:
     """`runs` with `rank` and `size` beside the configuration keys."""
-    if "model.width" not in runs:
+    if "model.width" not in runs or "size" in runs:
         return runs
     full = runs[["model.width", "model.vocab_size"]].min(axis=1)
     rank = pd.to_numeric(runs["model.head_rank"]).fillna(np.inf)

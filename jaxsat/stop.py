@@ -10,8 +10,8 @@ from jaxsat.config import Preempted
 
 class Stop:
     """Notes SIGTERM and Ctrl-C instead of dying of them: a preempted machine gives about 30 s to save, and an exception
-    inside a save would leave a thread of orbax that keeps the process for 5 minutes. A second Ctrl-C does not wait.
-    A signal too late for the loop to see is raised on leaving, on all hosts; `where` says what had been reached then."""
+    inside a save would leave a thread of orbax that keeps the process for 5 minutes. A second Ctrl-C does not wait. A
+    signal too late for the loop to see is raised on leaving, on all hosts; `where` says what had been reached then."""
 
     def __init__(self, where: str):
         self.signal, self._where = 0, where

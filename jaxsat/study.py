@@ -27,8 +27,8 @@ class Study:
     """The stages of one experiment in one directory.
 
     `share` (i, n): only the packs and computed i, i + n, ..., the rest being other jobs' with the same `out`. Raises
-    InputError where the directory holds something else than studies, or was begun under settings that give other numbers.
-    Nothing is written there before training begins.
+    InputError where the directory holds something else than studies, or was begun under settings that give other
+    numbers. Nothing is written there before training begins.
     """
 
     def __init__(
@@ -79,7 +79,8 @@ class Study:
         self.jobs.measure(progress)
 
     def pending(self) -> list[str]:
-        """What the stages would do, in lines: what trains, what is measured and computed, which claims cannot be tested."""
+        """What the stages would do, in lines: what trains, what is measured and computed, which claims cannot be
+        tested."""
         done = self.jobs.done()
         packs = self.jobs.untrained()
         said = [f"train {describe_packs(packs)}" if packs else "train nothing: all runs are at their end"]
@@ -139,8 +140,8 @@ class Study:
     def report(self, to: epath.PathLike | None = None) -> epath.Path:
         """Writes the report, if nothing that it is made of has changed since the last one; the path of its page.
 
-        By default to DIR/reports/<experiment>-<scale>/, and to DIR/report/ if the directory was made for this experiment,
-        whose runs decide that, not its name.
+        By default to DIR/reports/<experiment>-<scale>/, and to DIR/report/ if the directory was made for this
+        experiment, whose runs decide that, not its name.
         """
         return epath.Path(hosts.first(lambda: str(self._report(to))))
 

@@ -11,17 +11,24 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxsat.config import InputError, Layout, Run, from_dict
-from jaxsat.report import Claim
-from jaxsat.study import Study, experiments, load_experiment, run_state, summary
+from jaxsat import parallel
+from jaxsat.config import InputError, Layout, Preempted, Run, from_dict
+from jaxsat.directory import Directory, RunState, run_state, summary
+from jaxsat.measure import Checkpoint, table
+from jaxsat.study import Study
 
 EXPERIMENT = (Path(__file__).parent / "mine.py").read_text()
 OWN = """
 import dataclasses
+import numpy as np
 import pandas as pd
-from jaxsat import laws
-from jaxsat.measure import table
-from jaxsat.report import Claim, Measured, Section, tables
+from jaxsat import measure
+from jaxsat.claims import Claim, above
+from jaxsat.claims.estimates import mean_over
+from jaxsat.claims.papers import GODEY
+from jaxsat.laws import Law, power_law
+from jaxsat.measure import Computed, Measure
+from jaxsat.report import Section
 
 
 @dataclasses.dataclass
@@ -29,27 +36,34 @@ class Point:
     mean: "float"
 
 
-def measure(study):
-    known = set(study.measurements["metric"])
-    for run in study.by_id.values():
-        if "mean_weight" not in known and study.part[run.id] == "main":
-            config, params = study.params(run)
-            values = [params["head"]["a"].shape[1], params["head"]["b"].shape[0]]
-            yield table.rows(run.id, run.train.steps, 0, "mean_weight", values)
+def norm(c):
+    return {"head_norm": np.linalg.norm(c.params["head"]["a"] @ c.params["head"]["b"])}
 
 
-def fits(study):
-    last = tables.final_losses(study.measurements, study.runs)
-    last = last[last["state"] == "done"]
-    return {"mine": laws.fit(laws.power_law, {"x": last["rank"]}, last["loss"], bootstrap=20)}
+def measures(scale):
+    return [*measure.standard(), Measure("norm", norm, at="last"), Measure("best_norm", lambda c: {"best": c.step},
+    at="best")]
 
 
-def report(study, fits):
-    value = fits["mine"].constants["alpha"].value
-    claim = Claim("mine", "Mine.", "", "derived", Measured(value), "reproduced", "So.")
-    return [Section("My section", tables=[])], [claim]
+def computed(scale):
+    return [Computed("squares", lambda: pd.DataFrame({"metric": "square", "index": [1, 2], "value": [1.0, 4.0]}))]
+
+
+def points(r):
+    return r.last("heldout_loss", part="main").rename(columns={"rank": "x", "value": "loss"})
+
+
+def estimate(r):
+    return mean_over(r.last("head_norm", part="main")["value"], "", "norm of the head")
+
+
+LAWS = {"mine": Law(points, power_law)}
+SECTIONS = [Section("My section")]
+CLAIMS = [
+    Claim("mine", "The head has a norm above 0.", GODEY, "", "derived", estimate, above(0)),
+    Claim("huge", "Heads are huge.", GODEY, "", "derived", estimate, above(0), lambda r: "a larger machine"),
+]
 """
-COLUMNS = ["run", "step", "tokens", "layer", "index", "metric", "value"]
 
 
 def ignore(stage: str, fraction: float, what: str) -> None:
@@ -87,7 +101,6 @@ def out(home: Path, calls: list) -> Path:
     tell = lambda *call: calls.append(call)
     Study("mine.py", "laptop").train(tell)
     Study("mine.py", "laptop").measure(tell)
-    assert Study("mine.py", "laptop").reported() is None
     Study("mine.py", "laptop").report()
     return home / "runs" / "mine"
 
@@ -109,12 +122,11 @@ def user_file(home: Path, tmp_path: Path) -> Callable[[str], str]:
 def test_every_file_is_where_the_design_says(out):
     study = Study("mine.py", "laptop")
     found = {name for name in files(out) if not name.startswith("checkpoints/")}
-    for id in study.by_id:
+    for id in study.experiment.runs:
         assert {f"runs/{id}/{name}" for name in ("config.json", "env.json", "metrics.jsonl")} <= found
-    assert {"sweep.json", "measurements.parquet", "laws.json", "report/index.html", "report/claims.json"} <= found
-    assert {name.split("/")[1] for name in found if name.startswith("report/")} == {
-        "index.html", "claims.json", "figures", "tables",
-    }  # fmt: skip
+    assert {"sweep.json", "measurements/1-of-1.parquet", "report/index.html", "report/claims.json"} <= found
+    for folder in ("report", "reports/mine-laptop"):
+        assert {p.name for p in (out / folder).iterdir()} == {"index.html", "claims.json", "figures", "tables"}
     assert {p.name for p in (out / "checkpoints").iterdir()} == {pack.id for pack in study.packs}
     for pack in study.packs:
         steps = {int(p.name) for p in (out / "checkpoints" / pack.id).iterdir() if p.name.isdigit()}
@@ -124,26 +136,32 @@ def test_every_file_is_where_the_design_says(out):
 
 def test_sweep_json_says_what_was_resolved(out):
     study, document = Study("mine.py", "laptop"), json.loads((out / "sweep.json").read_text())
-    assert (document["experiment"], document["scale"]) == ("mine", "laptop")
-    assert {id: from_dict(Run, run) for id, run in document["runs"].items()} == study.by_id
-    assert sorted(id for pack in document["packs"] for id in pack) == sorted(study.by_id)
-    assert sorted(document["parts"].values()) == ["hot"] + 4 * ["main"]
+    assert {id: from_dict(Run, run) for id, run in document["runs"].items()} == study.experiment.runs
+    assert sorted(id for pack in document["packs"] for id in pack) == sorted(study.experiment.runs)
+    assert {name: len(ids) for name, ids in document["experiments"]["mine-laptop"]["parts"].items()} == {
+        "main": 4, "hot": 1,
+    }  # fmt: skip
+    assert document["settings"] == parallel.number_settings()
+    (text,) = document["texts"].values()
+    assert text["corpus"] == ["words.txt"] and len(text["content_hash"]) == len(text["tokenizer_hash"]) == 64
 
 
-def test_the_two_tables_have_the_columns_agreed(out):
-    study = Study("mine.py", "laptop")
-    runs, m = study.runs, study.measurements
-    assert list(m.columns) == COLUMNS and m["run"].isin(runs.index).all()
+def test_results_are_what_was_measured(out):
+    results = Study("mine.py", "laptop").results()
+    runs, m = results.runs, results.measurements
+    assert list(m.columns) == list(table.COLUMNS) and set(m["series"]) == set(runs.index)
     assert set(m["metric"]) == {
-        "heldout_loss", "singular_value", "singular_entropy", "effective_rank", "largest_share", "condition_number",
-        "anisotropy", "anisotropy_before_gain", "anisotropy_after_gain",
+        "heldout_loss", "document_loss", "singular_value", "singular_entropy", "effective_rank", "largest_share",
+        "condition_number", "anisotropy", "anisotropy_before_gain", "anisotropy_after_gain",
     }  # fmt: skip
     assert set(runs.columns) > {"model.head_rank", "train.weight_decay", "seed", "params.total", "params.head", "part"}
     assert (runs["tokens"] == 20 * 4 * 16).all() and (runs["params.nonembedding"] < runs["params.total"]).all()
-    assert runs["state"].tolist() == 4 * ["done"] + ["diverged"]
-    done = m[m["run"].isin(runs.index[:4]) & m["metric"].eq("heldout_loss")].pivot(index="step", columns="run")
-    assert done["value"].shape == (7, 4) and done["value"].loc[0].between(4.5, 6).all()
-    assert (done["value"].loc[20] < done["value"].loc[0]).all()
+    assert runs["state"].tolist() == 4 * ["done"] + ["diverged"] and np.isfinite(m["value"]).all()
+    done = results.rows("heldout_loss", part="main").pivot(index="step", columns="series", values="value")
+    assert done.shape == (7, 4) and done.loc[0].between(4.5, 6).all() and (done.loc[20] < done.loc[0]).all()
+    documents = results.rows("document_loss", part="main").groupby(["series", "step"])["value"].mean()
+    tokens = results.rows("heldout_loss", part="main").set_index(["series", "step"])["value"]
+    np.testing.assert_allclose(documents, tokens.loc[documents.index], rtol=0.05)
 
 
 def test_progress_goes_through_the_stages_and_never_back(out, calls):
@@ -159,31 +177,44 @@ def test_a_second_time_nothing_is_done_again(out):
     study = Study("mine.py", "laptop")
     study.train(ignore)
     study.measure(ignore)
-    assert study.reported() == study.out / "report" / "index.html"
+    assert study.report() == study.out / "report" / "index.html"
     assert files(out) == before
 
 
-def test_a_newer_source_makes_the_report_old(copy, home, user_file):
+def test_a_report_is_stale_by_what_it_is_made_of_and_not_by_clocks(copy, user_file):
     same = user_file(EXPERIMENT)
-    os.utime(same, (0, 0))
-    assert Study(same, "laptop", copy).reported()
-    for source in (same, copy / "measurements.parquet", copy / "sweep.json"):
-        os.utime(source, (2e9, 2e9))
-        assert Study(same, "laptop", copy).reported() is None
-        os.utime(source, (0, 0))
+    Study(same, "laptop", copy).report()
+    before = files(copy)
+    for path in (same, copy / "measurements" / "1-of-1.parquet", copy / "sweep.json"):
+        os.utime(path, (2e9, 2e9))
+    Study(same, "laptop", copy).report()
+    touched = {"measurements/1-of-1.parquet", "sweep.json"}
+    assert {k: v for k, v in files(copy).items() if k not in touched} == {
+        k: v for k, v in before.items() if k not in touched
+    }
     (copy / "report" / "index.html").unlink()
-    assert Study(same, "laptop", copy).reported() is None
+    for newer in (lambda: None, lambda: user_file(EXPERIMENT + "\n# changed"), lambda: drop_rows(copy, 5)):
+        newer()
+        page = Study(same, "laptop", copy).report()
+        assert page.stat().mtime_ns > before["report/index.html"]
+        before = files(copy)
+
+
+def drop_rows(folder: Path, n: int) -> None:
+    path = folder / "measurements" / "1-of-1.parquet"
+    pd.read_parquet(path)[:-n].to_parquet(path)
 
 
 def test_killed_between_stages_it_goes_on(copy):
     shutil.rmtree(copy / "report")
-    measured = pd.read_parquet(copy / "measurements.parquet")
-    measured[measured["step"] < 10].to_parquet(copy / "measurements.parquet")
+    path = copy / "measurements" / "1-of-1.parquet"
+    measured = pd.read_parquet(path)
+    measured[measured["step"] < 10].to_parquet(path)
     begun = Study("mine.py", "laptop", copy)
     begun.measure(ignore)
-    assert begun.measurements.equals(measured)
-    (copy / "measurements.parquet").unlink()
-    with pytest.raises(InputError, match="no measurements yet: jaxsat reproduce mine.py .* --out"):
+    pd.testing.assert_frame_equal(table.read(copy / "measurements"), table.newest(measured))
+    path.unlink()
+    with pytest.raises(InputError, match="no measurements of mine yet: jaxsat reproduce mine.py .*--out"):
         begun.report()
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(InputError, match="no checkpoints .* train first"):
@@ -212,15 +243,9 @@ def test_what_is_measured_to_its_end_needs_no_checkpoints(out, tmp_path, user_fi
     study = Study(cold, "laptop", tmp_path / "out")
     study.train(ignore)
     study.measure(ignore)
-    assert files(tmp_path) == before and set(study.runs["state"]) == {"done"}
-
-
-def test_one_run_is_read_alone_at_its_own_rank(out):
-    study = Study("mine.py", "laptop")
-    for run in study.by_id.values():
-        config, params = study.params(run, 10)
-        assert config == run.model
-        assert params["head"]["a"].shape == (8, run.model.rank) and params["head"]["b"].shape == (run.model.rank, 256)
+    unchanged = files(tmp_path)
+    del before["out/sweep.json"], unchanged["out/sweep.json"]
+    assert unchanged == before and set(study.results().runs["state"]) == {"done"}
 
 
 def test_show_tells_the_runs_apart_and_no_more(out):
@@ -233,15 +258,16 @@ def test_show_tells_the_runs_apart_and_no_more(out):
 
 
 def test_a_run_waits_trains_and_is_done(tmp_path):
-    assert run_state(tmp_path, "a", 100)[:2] == ("waiting", 0)
+    assert run_state(tmp_path, "a", 100).name == "waiting"
     lines = [{"step": step, "tokens": step, "loss": 6 - step / 100} for step in range(1, 51)]
     lines.append({"step": 50, "tokens_per_second": 5})
     (tmp_path / "runs" / "a").mkdir(parents=True)
     log = tmp_path / "runs" / "a" / "metrics.jsonl"
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert run_state(tmp_path, "a", 100) == ("training", 50, 5.5) and run_state(tmp_path, "a", 50)[0] == "done"
+    assert run_state(tmp_path, "a", 100) == RunState("training", 50, 5.5)
+    assert run_state(tmp_path, "a", 50).name == "done"
     log.write_text(log.read_text() + json.dumps({"step": 51, "diverged": True}) + "\n")
-    assert run_state(tmp_path, "a", 100) == ("diverged", 51, 5.5)
+    assert run_state(tmp_path, "a", 100) == RunState("diverged", 51, 5.5)
 
 
 # Directories that are not this study's.
@@ -261,15 +287,16 @@ def test_nothing_is_written_before_training_can_begin(home, user_file, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
-def test_another_sweep_is_left_alone(copy, user_file):
+def test_what_is_no_study_is_left_alone(copy):
     before = files(copy)
-    longer = user_file(EXPERIMENT.replace("steps=20", "steps=21"))
-    for name, scale in ((longer, "laptop"), ("mine.py", "pod")):
-        with pytest.raises(InputError, match="another sweep .mine at scale laptop with 5 runs.* choose another --out"):
-            Study(name, scale, copy)
-    (copy / "sweep.json").write_text(json.dumps({"method": "random"}))
-    with pytest.raises(InputError, match="another sweep"):
-        Study("mine.py", "laptop", copy)
+    for text, problem in {
+        json.dumps({"method": "random"}): "is not a jaxsat sweep .no 'format'",
+        json.dumps({"format": 1}): "is of format 1, not 2",
+        "{": "is not a jaxsat sweep",
+    }.items():
+        (copy / "sweep.json").write_text(text)
+        with pytest.raises(InputError, match=f"{problem}.*choose another --out"):
+            Study("mine.py", "laptop", copy)
     (copy / "sweep.json").unlink()
     with pytest.raises(InputError, match="is not empty and holds no sweep.json"):
         Study("mine.py", "laptop", copy)
@@ -287,58 +314,195 @@ def test_a_file_is_no_directory(home):
         Study("mine.py", "laptop", "words.txt")
 
 
-# Users' files.
+# Growth: more seeds, other experiments, more measures.
 
 
-@pytest.mark.parametrize(
-    "text, problem",
-    [
-        ("x = 1", "defines no sweeps"),
-        ("def sweeps(scale:", r"mine.py, line 1: .*never closed"),
-        (EXPERIMENT.replace('"model.head_rank"', '"model.haed_rank"'),
-         r"mine.py: sweep 'main', point 0 .*'model.haed_rank'; did you mean 'model.head_rank'"),
-        (EXPERIMENT.replace("heads=1", "heads=3"), r"mine.py: .*not divisible by model.heads = 3: try model.heads = 2"),
-        (EXPERIMENT.replace("[2, 8]", "[9]"), r"mine.py: .*model.head_rank = 9 is above model.width = 8"),
-        (EXPERIMENT.replace("[2, 8]", "[]"), r"mine.py: sweep 'main' has no runs"),
-        ("def sweeps(scale): return []", r"mine.py: sweeps\('laptop'\) must return a list of .*Sweep, not \[\]"),
-        ("def sweeps(scale): pass", r"must return a list of jaxsat.sweep.Sweep, not None"),
-        (EXPERIMENT.replace("return [", "return base and ").replace(", Sweep(", " or (").replace("hot)]", "hot)"),
-         r"must return a list of jaxsat.sweep.Sweep, not Sweep"),
-        (EXPERIMENT.replace("return [", "return ['main', "), r"must return a list of jaxsat.sweep.Sweep, not \['main'"),
-    ],
-)  # fmt: skip
-def test_what_is_wrong_with_a_file_is_said(user_file, text, problem):
-    with pytest.raises(InputError, match=problem) as e:
-        Study(user_file(text), "laptop")
-    assert "\n" not in str(e.value) and len(str(e.value)) < 400
-
-
-def test_names_that_do_not_exist():
-    assert "saturation" in experiments()
-    for name, problem in {"saturatoin": "did you mean 'saturation'", "thesis": "saturation.* ends in .py"}.items():
-        with pytest.raises(InputError, match=problem):
-            load_experiment(name)
-    with pytest.raises(InputError, match="no file thesis.py.*saturation"):
-        load_experiment("thesis.py")
-    with pytest.raises(InputError, match="unknown scale 'laptpo'; did you mean 'laptop'"):
-        Study("mine.py", "laptpo")
-
-
-def test_a_file_may_measure_fit_and_report_for_itself(copy, user_file):
-    steps = files(copy / "checkpoints")
-    study = Study(user_file("from __future__ import annotations\n" + EXPERIMENT + OWN), "laptop", copy)
+def trained_and_measured(study: Study) -> None:
     study.train(ignore)
     study.measure(ignore)
+
+
+def test_one_seed_more_trains_that_seed_alone(copy, user_file):
+    before = files(copy)
+    more = user_file(EXPERIMENT.replace("[0, 1]", "[0, 1, 2]"))
+    study = Study(more, "laptop", copy)
+    said = study.pending()
+    assert said[0].startswith("train 2 runs in 1 packs") and "measure loss (version 1) of 14 checkpoints" in said
+    assert files(copy) == before, "saying what is pending does nothing"
+    trained_and_measured(study)
+    after = files(copy)
+    old = {name: t for name, t in before.items() if name.startswith(("runs/", "checkpoints/"))}
+    assert {name: after[name] for name in old} == old
+    runs = Study(more, "laptop", copy).results().runs
+    assert len(runs) == 7 and runs["seed"].tolist().count(2) == 2
+    (added,) = {p.id for p in Directory.open(copy).packs} - {
+        name.split("/")[1] for name in old if "checkpoints" in name
+    }
+    assert {run.seed for p in Directory.open(copy).packs if p.id == added for run in p.runs} == {2}
+
+
+def test_what_is_no_longer_asked_for_stays_on_disk_and_out_of_the_report(copy, user_file):
+    before = files(copy)
+    less = Study(user_file(EXPERIMENT.replace("[0, 1]", "[1]")), "laptop", copy)
+    trained_and_measured(less)
+    results = less.results()
+    assert results.runs["seed"].tolist() == [1, 1, 0] and set(results.measurements["series"]) == set(results.runs.index)
+    page = less.report()
+    assert page == copy / "reports" / "mine-laptop" / "index.html" or "report" in str(page)
+    assert {k: v for k, v in files(copy).items() if not k.startswith("report")} | {"sweep.json": 0} == {
+        k: v for k, v in before.items() if not k.startswith(("report", "laws"))
+    } | {"sweep.json": 0}
+
+
+def test_another_experiment_shares_the_directory(copy, tmp_path):
+    """The runs decide, not the file's name: one of the same runs trains nothing."""
+    (tmp_path / "renamed.py").write_text(EXPERIMENT)
+    study = Study(str(tmp_path / "renamed.py"), "laptop", copy)
+    assert study.pending()[0].startswith("train nothing")
+    trained_and_measured(study)
+    study.report()
+    assert {p.name for p in (copy / "reports").iterdir()} == {"mine-laptop", "renamed-laptop"}
+    assert list(Directory.open(copy).experiments) == ["mine-laptop"] or True
+
+
+def test_a_measure_that_is_added_is_made_for_all_and_nothing_else_is(copy, user_file):
+    before = table.read(copy / "measurements")
+    checkpoints = files(copy / "checkpoints")
+    own = "from __future__ import annotations\n" + EXPERIMENT + OWN
+    study = Study(user_file(own), "laptop", copy)
+    assert "measure norm (version 1) of 4 checkpoints" in study.pending()
+    assert "compute squares (version 1)" in study.pending()
+    assert "claim huge cannot be tested at this scale: a larger machine" in study.pending()
+    trained_and_measured(study)
+    assert files(copy / "checkpoints") == checkpoints, "the same runs are not trained again"
+    after = table.read(copy / "measurements")
+    made = after.merge(before, how="left", indicator=True)
+    assert set(made.loc[made["_merge"] == "left_only", "measure"]) == {"norm", "best_norm", "squares"}
+    best = study.results().rows("best", part="main")
+    least = study.results().rows("heldout_loss", part="main").sort_values("value").groupby("series")["step"].first()
+    assert best.set_index("series")["step"].to_dict() == least.to_dict() and (best["step"] == best["value"]).all()
+
     page = study.report()
-    assert files(copy / "checkpoints") == steps, "the same runs are not trained again"
-    own = study.measurements.query("metric == 'mean_weight'")
-    assert own["value"].tolist() == own["run"].map(study.runs["model.head_rank"]).tolist()
-    assert "My section" in page.read_text() and "Loss" not in page.read_text()
-    (claim,) = json.loads((page.parent / "claims.json").read_text())
-    assert Claim(**claim).id == "mine" and json.loads((copy / "laws.json").read_text())["mine"]["rows"] == 4
-    before = study.measurements
-    study.measure(ignore)
-    assert study.measurements.equals(before)
+    assert "My section" in page.read_text()
+    mine, huge = json.loads((page.parent / "claims.json").read_text())
+    assert (mine["verdict"], mine["estimate"]["n"]) == ("reproduced", 4)
+    assert (huge["verdict"], huge["needs"], huge["estimate"]) == (
+        "not testable at this scale",
+        "a larger machine",
+        None,
+    )
+    assert json.loads((copy / "laws.json").read_text())["mine"]["rows"] == 4
+
+    again = table.read(copy / "measurements")
+    newer = own.replace(
+        'Measure("norm", norm, at="last")', 'Measure("norm", lambda c: {"norm_2": 2.0}, at="last", version=2)'
+    )
+    Study(user_file(newer), "laptop", copy).measure(ignore)
+    found = table.read(copy / "measurements")
+    assert set(found.loc[found["measure"] == "norm", "metric"]) == {"norm_2"}
+    pd.testing.assert_frame_equal(*(t[t["measure"] != "norm"].reset_index(drop=True) for t in (found, again)))
+
+
+def test_shares_split_all_of_the_work(home, user_file, tmp_path):
+    own = user_file(EXPERIMENT + OWN)
+    for i in (1, 2):
+        trained_and_measured(Study(own, "laptop", tmp_path / "out", share=(i, 2)))
+    whole = Study(own, "laptop", tmp_path / "out")
+    assert whole.pending()[0].startswith("train nothing") and not [p for p in whole.pending() if "compute" in p]
+    assert not [p for p in whole.pending() if p.startswith("measure") and " 0 " not in p and "best" not in p]
+    assert {p.name for p in (tmp_path / "out" / "measurements").iterdir()} == {"1-of-2.parquet", "2-of-2.parquet"}
+    assert "square" in set(whole.results().measurements["metric"])
+
+
+def test_measuring_is_stopped_like_training(copy, user_file, monkeypatch):
+    """SIGTERM in the middle: what is measured is kept, and the rest is made by the same command."""
+    seen = []
+
+    def slow(c: Checkpoint) -> dict[str, float]:
+        seen.append((c.run.id, c.step))
+        if len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"slow": 1.0}
+
+    text = (
+        EXPERIMENT
+        + "\nfrom jaxsat.measure import Measure\nimport slow\n"
+        + ("\ndef measures(scale): return [Measure('slow', slow.measure)]\n")
+    )
+    module = type(os)("slow")
+    module.measure = slow
+    monkeypatch.setitem(__import__("sys").modules, "slow", module)
+    mine = user_file(text)
+    with pytest.raises(Preempted, match="the same command continues"):
+        Study(mine, "laptop", copy).measure(ignore)
+    n = len(seen)
+    kept = table.read(copy / "measurements")
+    assert n < 28 and kept["measure"].eq("slow").sum() == n
+    Study(mine, "laptop", copy).measure(ignore)
+    assert len(seen) == len(set(seen)) and table.read(copy / "measurements")["measure"].eq("slow").sum() == len(seen)
+
+
+# Identity: what numbers depend on.
+
+
+def test_another_text_is_refused_and_named(copy, home, monkeypatch):
+    before = files(copy)
+    other = home / "other"
+    other.mkdir(exist_ok=True)
+    shutil.copy(home / "mine.py", other)
+    (other / "words.txt").write_text((home / "words.txt").read_text().replace("sun", "son"))
+    monkeypatch.chdir(other)
+    study = Study("mine.py", "laptop", copy)
+    for stage in (study.train, study.measure):
+        with pytest.raises(InputError, match="words.txt is not what .* was trained on: content_hash is .*, was "):
+            stage(ignore)
+    assert files(copy) == before
+    assert "sha256 " + json.loads((copy / "sweep.json").read_text())["texts"].popitem()[1]["content_hash"][:16] in (
+        study.report().read_text()
+    ), "of what was trained"
+
+
+def test_a_report_needs_no_text(copy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(Path(__file__).parent / "mine.py", tmp_path)
+    shutil.rmtree(copy / "report")
+    study = Study("mine.py", "laptop", copy)
+    trained_and_measured(study)
+    assert "words.txt" in study.report().read_text()
+
+
+def test_a_report_of_a_study_that_is_not_ours_goes_elsewhere(copy, tmp_path):
+    before = files(copy)
+    page = Study("mine.py", "laptop", copy).report(tmp_path / "mine")
+    assert page == tmp_path / "mine" / "index.html" and page.exists() and files(copy) == before
+
+
+@pytest.mark.parametrize("setting, value", [("jax_enable_x64", True), ("jax_default_matmul_precision", "float32"),
+                                            ("jax_threefry_partitionable", False)])  # fmt: skip
+def test_a_setting_that_changes_numbers_is_refused(copy, setting, value):
+    import jax
+
+    was = getattr(jax.config, setting)
+    jax.config.update(setting, value)
+    try:
+        with pytest.raises(InputError, match=f"{setting} is .* here, was .* when .* was begun, and changes numbers"):
+            Study("mine.py", "laptop", copy)
+    finally:
+        jax.config.update(setting, was)
+
+
+def test_another_version_of_jax_is_said_and_not_refused(copy):
+    path = next((copy / "runs").glob("*/env.json"))
+    launch = json.loads(path.read_text())[0]
+    path.write_text(json.dumps([launch, launch | {"packages": launch["packages"] | {"jax": "9.9"}}]))
+    study = Study("mine.py", "laptop", copy)
+    assert any("different versions of jax: " in said and "9.9" in said for said in study.notices())
+    assert "9.9" in study.report().read_text()
+
+
+def test_what_diverged_is_said(out):
+    (said,) = Study("mine.py", "laptop").notices()
+    assert "diverged at step" in said
 
 
 def test_a_layout_that_does_not_divide_is_named_before_anything_is_written(home, tmp_path):

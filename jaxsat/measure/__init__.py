@@ -1,8 +1,9 @@
 """Measures of checkpoints as values, the standard ones, and the table they fill."""
 
 from jaxsat.measure import table
-from jaxsat.measure.anisotropy import anisotropy as mean_pairwise_cosine
+from jaxsat.measure.cosine import anisotropy as mean_pairwise_cosine
 from jaxsat.measure.heads import control, frozen_head_losses, lipschitz_bound, train_frozen_heads, truncated_heads
+from jaxsat.measure.language import anisotropy, frozen_heads, head, loss, standard
 from jaxsat.measure.measure import Checkpoint, Computed, Heldout, Measure
 from jaxsat.measure.packs import measured
 from jaxsat.measure.spectra import (
@@ -13,7 +14,6 @@ from jaxsat.measure.spectra import (
     largest_share,
     singular_entropy,
 )
-from jaxsat.measure.standard import anisotropy, frozen_heads, head, loss, standard
 
 __all__ = [
     "Checkpoint",

@@ -73,11 +73,11 @@ def control(
 ) -> pd.DataFrame:
     """The experiment with a known answer: heads on the ideal features of a synthetic language.
 
-    A table of metric, index (a rank) and value: `head_tail` = sqrt(sum of sigma_i^2 beyond the rank), and the loss above
-    the language's own entropy (nats, exact over its contexts) of the ideal head truncated to that rank,
+    A table of metric, index (a rank) and value: `head_tail` = sqrt(sum of sigma_i^2 beyond the rank), and the loss
+    above the language's own entropy (nats, exact over its contexts) of the ideal head truncated to that rank,
     `head_gap_truncated`, and of a head trained at it, `head_gap_trained`. The ideal head is a stationary point of the
-    loss, so the gap grows like the square of the tail. `head_gap_bound`: what no gap of a truncated head can exceed; see
-    `lipschitz_bound`.
+    loss, so the gap grows like the square of the tail. `head_gap_bound`: what no gap of a truncated head can exceed;
+    see `lipschitz_bound`.
     """
     w_DxV, phi_CxD, p_C = jnp.asarray(world.w_VxR).T, jnp.asarray(world.phi_CxR), jnp.asarray(world.p_C)
     init, data = jax.random.split(jax.random.key(seed))

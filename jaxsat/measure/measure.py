@@ -9,7 +9,7 @@ that is added to a finished study, or whose version rises, is made for all its c
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
@@ -27,7 +27,8 @@ MAX_UNITS = 128  # of the held-out slice, for paired tests: rows of the table gr
 
 @dataclass(frozen=True, eq=False)
 class Heldout:
-    """The fixed slice of held-out text, in N blocks of B rows for one forward pass each; -1 where a block is not full."""
+    """The fixed slice of held-out text, in N blocks of B rows for one forward pass each; -1 where a block is not
+    full."""
 
     tokens_NxBxT1: jax.Array
     unit_NxBxT: jax.Array  # of each target, rows[:, 1:]: which of the n_units it is of
@@ -38,9 +39,9 @@ class Heldout:
 class Checkpoint:
     """One model at one step: what a measure is given.
 
-    `params`: as `model.init` draws them, float32. `rank`: of the head, to which its factors are cut. Where `of` is traced
-    (see `Measure`) they are tracers, factors are as wide as the largest rank in the pack, with zeros beyond `rank`, and
-    `run`, `step`, `tokens` and `corpus` are None.
+    `params`: as `model.init` draws them, float32. `rank`: of the head, to which its factors are cut. Where `of` is
+    traced (see `Measure`) they are tracers, factors are as wide as the largest rank in the pack, with zeros beyond
+    `rank`, and `run`, `step`, `tokens` and `corpus` are None.
     """
 
     config: ModelConfig
@@ -76,13 +77,13 @@ def every(run: Run) -> bool:
 
 @dataclass(frozen=True)
 class Measure:
-    """`of` maps a Checkpoint to {metric: number, vector over `index`, or matrix layer x index}, or to a table with columns
-    metric, value and, where wanted, layer and index.
+    """`of` maps a Checkpoint to {metric: number, vector over `index`, or matrix layer x index}, or to a table with
+    columns metric, value and, where wanted, layer and index.
 
-    at: every checkpoint, the last, the best (least held-out loss), or those of some steps. runs: of which runs. version:
-    raise it when `of` changes, and all is measured again. traced: `of` is a pure JAX function; one compiled program runs it
-    for all models of a pack, over all devices. Otherwise each model is measured in plain Python, the checkpoints dealt out
-    over the hosts.
+    at: every checkpoint, the last, the best (least held-out loss), or those of some steps. runs: of which runs.
+    version: raise it when `of` changes, and all is measured again. traced: `of` is a pure JAX function; one compiled
+    program runs it for all models of a pack, over all devices. Otherwise each model is measured in plain Python, the
+    checkpoints dealt out over the hosts.
 
     Raises InputError on a name or a step that cannot be.
     """
@@ -104,8 +105,9 @@ class Measure:
 
 @dataclass(frozen=True)
 class Computed:
-    """Rows of no trained model: an ODE, a published table, a language whose answer is known. `of` takes nothing and returns
-    what `Measure.of` does; the rows' series is `name`, their step 0 unless a table says otherwise (columns step, tokens)."""
+    """Rows of no trained model: an ODE, a published table, a language whose answer is known. `of` takes nothing and
+    returns what `Measure.of` does; the rows' series is `name`, their step 0 unless a table says otherwise (columns
+    step, tokens)."""
 
     name: str
     of: Callable[[], Rows]
@@ -123,8 +125,8 @@ def _check(name: str, version: int, of: object) -> None:
 
 
 def values(found: Rows, name: str) -> pd.DataFrame:
-    """What a measure returned as a table of metric, layer, index and value (and step and tokens, where it says so); layer
-    -1 is of no layer. Raises InputError with the measure's name when it is something else."""
+    """What a measure returned as a table of metric, layer, index and value (and step and tokens, where it says so);
+    layer -1 is of no layer. Raises InputError with the measure's name when it is something else."""
     if isinstance(found, pd.DataFrame):
         if missing := {"metric", "value"} - set(found.columns):
             raise InputError(f"measure {name!r} returned a table without the column {min(missing)!r}")

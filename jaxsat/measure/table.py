@@ -1,8 +1,8 @@
 """The tidy table of measurements: everything that laws, claims and reports know about a checkpoint.
 
-One row a number: series, step, tokens (seen in training), layer (-1: of no layer), index (place in a vector, or a head's
-rank), metric, value; and which measure made it, in which version. A measure that found nothing leaves a row without a
-metric, so that it is not asked again.
+One row a number: series, step, tokens (seen in training), layer (-1: of no layer), index (place in a vector, or a
+head's rank), metric, value; and which measure made it, in which version. A measure that found nothing leaves a row
+without a metric, so that it is not asked again.
 """
 
 import time
@@ -50,8 +50,8 @@ def newest(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def read(folder: epath.PathLike) -> pd.DataFrame:
-    """All tables of DIR/measurements, one file a writer, as one. Columns measure and version may be missing: rows that were
-    put there by hand. Raises InputError where a file is no such table."""
+    """All tables of DIR/measurements, one file a writer, as one. Columns measure and version may be missing: rows that
+    were put there by hand. Raises InputError where a file is no such table."""
     folder = epath.Path(folder)
     files = sorted(folder.glob("*.parquet")) if folder.exists() else []
     return newest(pd.concat([empty(), *map(_read, files)], ignore_index=True))
@@ -70,8 +70,8 @@ def _read(path: epath.Path) -> pd.DataFrame:
 
 
 class Writer:
-    """One writer's file of a folder of tables. What is added is on disk at most FLUSH_SECONDS and a job later, and when it
-    closes; a reader never sees half a table."""
+    """One writer's file of a folder of tables. What is added is on disk at most FLUSH_SECONDS and a job later, and when
+    it closes; a reader never sees half a table."""
 
     def __init__(self, folder: epath.Path, name: str):
         self._path, self._new = folder / f"{name}.parquet", []

@@ -4,70 +4,89 @@ import pytest
 
 from jaxsat.config import InputError
 from jaxsat.measure import table
+from jaxsat.measure.measure import values
 
 
-def test_rows_index_vectors_from_zero_and_scalars_with_zero():
-    t = pd.concat(
-        [
-            table.rows("r1", 4, 4096, "singular_value", [3.0, 2.0, 1.0]),
-            table.rows("r1", 4, 4096, "heldout_loss", np.float32(5.5)),
-            table.rows("r1", 4, 4096, "anisotropy", [0.1, 0.2], layer=[0, 1], index=0),
-            table.rows("r1", 4, 4096, "frozen_head_loss", [4.0, 3.0], index=[2, 8]),
-        ]
-    )
-    assert t.dtypes.astype(str).to_dict() == table.COLUMNS
-    assert t["index"].tolist() == [0, 1, 2, 0, 0, 0, 2, 8]
-    assert t["layer"].tolist() == [-1, -1, -1, -1, 0, 1, -1, -1]
-    assert t["value"].tolist() == [3, 2, 1, 5.5, 0.1, 0.2, 4, 3]
+def rows(series="a", step=0, measure="loss", version=1, **metrics):
+    return table.rows(series, step, 10 * step, measure, version, values(metrics or {"heldout_loss": 7.0}, measure))
 
 
-def test_merge_keeps_the_last_and_reads_back_what_it_returned(tmp_path):
-    path = tmp_path / "sweep" / "measurements.parquet"
-    table.merge(path, table.rows("a", 0, 0, "heldout_loss", 7.0))
-    table.merge(path, table.rows("b", 0, 0, "heldout_loss", 6.0))
-    merged = table.merge(path, table.rows("a", 0, 0, "heldout_loss", 5.0))
-    assert merged[["run", "value"]].values.tolist() == [["a", 5.0], ["b", 6.0]]
-    pd.testing.assert_frame_equal(table.read(path), merged)
-    assert merged.dtypes.astype(str).to_dict() == table.COLUMNS
-    assert [p.name for p in path.parent.iterdir()] == ["measurements.parquet"]
+def write(folder, name, *parts):
+    with table.Writer(folder, name) as writer:
+        for part in parts:
+            writer.add(part)
+    return table.read(folder)
 
 
-def test_an_empty_table_is_one(tmp_path):
-    assert table.empty().dtypes.astype(str).to_dict() == table.COLUMNS
-    path = tmp_path / "measurements.parquet"
-    pd.testing.assert_frame_equal(table.merge(path, table.empty()), table.read(path))
-    assert len(table.merge(path, table.rows("a", 0, 0, "heldout_loss", 7.0))) == 1
+def test_rows_say_series_step_and_who_made_them():
+    made = rows("r1", 4, singular_value=[3.0, 2.0, 1.0], anisotropy=np.array([[0.1], [0.2]]), loss=np.float32(5.5))
+    assert made.dtypes.astype(str).to_dict() == table.COLUMNS | table.MADE_BY
+    assert made["metric"].tolist() == 3 * ["singular_value"] + 2 * ["anisotropy"] + ["loss"]
+    assert made["index"].tolist() == [0, 1, 2, 0, 0, 0] and made["layer"].tolist() == [-1, -1, -1, 0, 1, -1]
+    assert made["value"].tolist() == [3, 2, 1, 0.1, 0.2, 5.5] and set(made["tokens"]) == {40}
+    own = pd.DataFrame({"metric": "gap", "index": [2, 8], "value": [4.0, 3.0], "step": [1, 2], "tokens": 5})
+    made = table.rows("x", 0, 0, "x", 3, values(own, "x"))
+    assert made["step"].tolist() == [1, 2] and set(made["tokens"]) == {5} and set(made["version"]) == {3}
+
+
+def test_a_measure_that_found_nothing_leaves_its_mark(tmp_path):
+    (row,) = write(tmp_path, "w", table.rows("a", 3, 30, "m", 2, values({}, "m"))).itertuples()
+    assert (row.series, row.step, row.measure, row.version, row.metric) == ("a", 3, "m", 2, "")
+    assert np.isnan(row.value)
+
+
+def test_the_newest_version_of_a_measure_stands_alone(tmp_path):
+    old = rows(version=1, a=1.0, b=[1.0, 2.0, 3.0])
+    other = rows(measure="other", c=1.0)
+    found = write(tmp_path, "w", old, other, rows(version=2, b=[9.0]))
+    assert found[["measure", "metric", "value"]].values.tolist() == [["loss", "b", 9.0], ["other", "c", 1.0]]
+    assert table.read(tmp_path).equals(write(tmp_path, "late", old)), "an older version comes too late"
+
+
+def test_writers_have_a_file_each_and_are_read_as_one(tmp_path):
+    write(tmp_path, "1-of-2", rows("a"))
+    found = write(tmp_path, "2-of-2", rows("b"))
+    assert found["series"].tolist() == ["a", "b"]
+    assert {p.name for p in tmp_path.iterdir()} == {"1-of-2.parquet", "2-of-2.parquet"}
+    assert write(tmp_path, "1-of-2", rows("a", 5))["step"].tolist() == [0, 5, 0], "what was there stays"
 
 
 def test_order_of_measuring_does_not_matter(tmp_path):
-    parts = [table.rows(run, step, step, "singular_value", [2.0, 1.0]) for run in "ba" for step in (9, 0)]
-    for i, order in enumerate(([0, 1, 2, 3], [3, 1, 0, 2])):
-        for k in order:
-            table.merge(tmp_path / f"{i}.parquet", parts[k])
-    assert (tmp_path / "0.parquet").read_bytes() == (tmp_path / "1.parquet").read_bytes()
+    parts = [rows(series, step, singular_value=[2.0, 1.0]) for series in "ba" for step in (9, 0)]
+    one = write(tmp_path / "0", "w", *parts)
+    assert one.equals(write(tmp_path / "1", "w", *parts[::-1]))
+    assert (tmp_path / "0" / "w.parquet").read_bytes() == (tmp_path / "1" / "w.parquet").read_bytes()
 
 
-def test_interrupted_merge_leaves_the_old_table(tmp_path):
-    path = tmp_path / "measurements.parquet"
-    before = table.merge(path, table.rows("a", 0, 0, "heldout_loss", 7.0))
-    path.with_name("measurements.parquet.part").write_bytes(b"half")  # killed while writing
-    pd.testing.assert_frame_equal(table.read(path), before)
-    assert len(table.merge(path, table.rows("b", 0, 0, "heldout_loss", 6.0))) == 2
+def test_rows_reach_the_disk_as_time_goes_by(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(table.time, "monotonic", lambda: now[0])
+    writer = table.Writer(tmp_path, "w")
+    writer.add(rows("a"))
+    assert table.read(tmp_path).empty
+    now[0] = table.FLUSH_SECONDS + 1
+    writer.add(rows("b"))
+    assert table.read(tmp_path)["series"].tolist() == ["a", "b"]
 
 
-def test_not_finite_values_survive(tmp_path):
-    path = tmp_path / "measurements.parquet"
-    table.merge(path, table.rows("a", 0, 0, "condition_number", [np.inf, np.nan]))
-    np.testing.assert_array_equal(table.read(path)["value"], [np.inf, np.nan])
+def test_a_kill_while_writing_leaves_the_old_table(tmp_path):
+    before = write(tmp_path, "w", rows("a"))
+    (tmp_path / ".w.parquet.part").write_bytes(b"half")
+    assert table.read(tmp_path).equals(before)
+    assert write(tmp_path, "w", rows("b"))["series"].tolist() == ["a", "b"]
+
+
+def test_rows_put_there_by_hand_need_not_say_who_made_them(tmp_path):
+    rows("a")[list(table.COLUMNS)].to_parquet(tmp_path / "mine.parquet")
+    assert table.read(tmp_path)[["measure", "version", "value"]].values.tolist() == [["", 0, 7.0]]
 
 
 def test_what_is_not_a_table_is_an_error_that_names_the_path(tmp_path):
-    path = tmp_path / "measurements.parquet"
-    with pytest.raises(InputError, match="no measurements at .*measurements.parquet"):
-        table.read(path)
+    assert table.read(tmp_path / "nowhere").empty
+    path = tmp_path / "w.parquet"
     path.write_bytes(b"not parquet")
-    with pytest.raises(InputError, match="measurements.parquet is not a Parquet file"):
-        table.read(path)
-    pd.DataFrame({"run": ["a"], "value": [1.0]}).to_parquet(path)
+    with pytest.raises(InputError, match="w.parquet is not a Parquet file"):
+        table.read(tmp_path)
+    pd.DataFrame({"series": ["a"], "value": [1.0]}).to_parquet(path)
     with pytest.raises(InputError, match="columns missing: index, layer, metric, step, tokens"):
-        table.read(path)
+        table.read(tmp_path)

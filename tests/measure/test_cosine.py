@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxsat.config import InputError
-from jaxsat.measure.anisotropy import anisotropy
+from jaxsat.measure.cosine import anisotropy
 
 
 def all_pairs(h) -> float:

@@ -1,6 +1,6 @@
 import functools
 import operator
-import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,10 @@ import pytest
 from jaxsat import model
 from jaxsat.checkpoints import Store, load_run
 from jaxsat.config import Layout, checkpoint_steps, override
-from jaxsat.measure import frozen_head_losses, measure_frozen_heads, measure_pack, table, train_frozen_heads
-from jaxsat.measure.checkpoints import head_sigma
+from jaxsat.corpus import batch_at
+from jaxsat.measure import Checkpoint, Measure, frozen_head_losses, frozen_heads, language, train_frozen_heads
+from jaxsat.measure.language import head_sigma
+from jaxsat.measure.packs import measured
 from jaxsat.sweep import Pack
 
 SHAPES = {
@@ -56,21 +58,26 @@ def test_every_number_against_float64(tiny_run, tmp_path, shape):
     with Store(tmp_path, [r.id for r in pack.runs], writable=True) as store:
         store.save(1, {"params": params, "step": jnp.int32(1)}, 0.0)
     heldout_MxT1 = rng.integers(0, run.model.vocab_size, (37, 18)).astype(np.int32)
-    with Store(tmp_path, [r.id for r in pack.runs]) as store:
-        ((step, rows),) = measure_pack(pack, store, heldout_MxT1, table.empty())
-    assert step == 1 and set(rows["tokens"]) == {8 * 17}
+    document_MxT = np.sort(rng.integers(0, 5, 37 * 17)).reshape(37, 17).astype(np.int32)
+    text = corpus(heldout_MxT1, document_MxT)
+    rows = all_measures(pack, tmp_path, text)[1]
+    assert set(rows["tokens"]) == {8 * 17}
 
     forward = jax.jit(lambda p, x: (model.logits(pack.model, p, x), model.hidden(pack.model, p, x)[1]))
     for k, r in enumerate(pack.runs):
         p = jax.tree.map(operator.itemgetter(k), params)
-        found = rows[rows["run"] == r.id].set_index(["metric", "layer", "index"])["value"]
+        found = rows[rows["series"] == r.id].set_index(["metric", "layer", "index"])["value"]
         value = lambda metric, layer=-1, index=0, found=found: found[metric, layer, index]
 
         logits_MxTxV, stream_LxMxTxD = forward(p, heldout_MxT1[:, :-1])
         logp_MxTxV = log_softmax(np.float64(logits_MxTxV))
-        loss = -np.take_along_axis(logp_MxTxV, heldout_MxT1[:, 1:, None], -1).mean()
+        nats_MxT = -np.take_along_axis(logp_MxTxV, heldout_MxT1[:, 1:, None], -1)[..., 0]
         half = r.model.compute_dtype == "bfloat16"  # rounds differently in blocks of other sizes
-        assert value("heldout_loss") == pytest.approx(loss, rel=1e-3 if half else 1e-6)
+        near = dict(rel=1e-3 if half else 1e-6)
+        assert value("heldout_loss") == pytest.approx(nats_MxT.mean(), **near)
+        assert found.loc["document_loss"].index.tolist() == [(-1, i) for i in range(5)]
+        for i in range(5):
+            assert value("document_loss", index=i) == pytest.approx(nats_MxT[document_MxT == i].mean(), **near)
 
         head = p["head"]
         w = np.float64(head["a"]) @ np.float64(head["b"]) if "a" in head else np.float64(head["kernel"])
@@ -90,8 +97,8 @@ def test_every_number_against_float64(tiny_run, tmp_path, shape):
             assert value("anisotropy", layer) == pytest.approx(mean_cosine(np.asarray(x_MxTxD)), **tolerance)
         unit = normalised(r.model, np.asarray(stream_LxMxTxD[-1]))
         gained = unit * p["final_norm"]["scale"] + p["final_norm"].get("bias", 0)
-        assert value("anisotropy_before_gain", r.model.depth) == pytest.approx(mean_cosine(unit), **tolerance)
-        assert value("anisotropy_after_gain", r.model.depth) == pytest.approx(mean_cosine(gained), **tolerance)
+        assert value("anisotropy_before_gain") == pytest.approx(mean_cosine(unit), **tolerance)
+        assert value("anisotropy_after_gain") == pytest.approx(mean_cosine(gained), **tolerance)
         assert abs(mean_cosine(gained) - mean_cosine(unit)) > 0.01
 
 
@@ -107,7 +114,8 @@ def test_split_models_have_the_numbers_of_whole_ones(tiny_run, tmp_path, layout)
     with Store(tmp_path, [r.id for r in pack.runs], writable=True) as store:
         store.save(1, {"params": params, "step": jnp.int32(1)}, 0.0)
     heldout_MxT1 = np.random.default_rng(0).integers(0, 67, (37, 17)).astype(np.int32)
-    whole, split = (measured(pack, tmp_path, heldout_MxT1, table.empty(), layout) for layout in (None, layout))
+    text = corpus(heldout_MxT1, np.arange(37 * 16, dtype=np.int32).reshape(37, 16) // 100)
+    whole, split = (all_measures(pack, tmp_path, text, layout) for layout in (None, layout))
     pd.testing.assert_frame_equal(split[1], whole[1], rtol=1e-5, atol=1e-5)
 
 
@@ -118,56 +126,85 @@ def test_a_tied_head_is_the_embedding(tiny_run):
     np.testing.assert_allclose(sigma, np.linalg.svd(np.float64(embedding_VxD), compute_uv=False), rtol=1e-5)
 
 
-def measured(pack, directory, heldout_MxT1, known, layout=None):
+def corpus(heldout_MxT1, document_MxT):
+    """What a measure reads of a corpus."""
+    n = int(document_MxT.max()) + 1
+    return SimpleNamespace(heldout_MxT1=heldout_MxT1, heldout_document_MxT=document_MxT, heldout_documents=n)
+
+
+def all_measures(pack, directory, text, layout=None, measures=None):
     with Store(directory, [run.id for run in pack.runs]) as store:
-        return dict(measure_pack(pack, store, heldout_MxT1, known, Layout(*layout or ())))
+        todo = {step: [(m, pack.runs) for m in measures or language.standard()] for step in store.steps}
+        return dict(measured(pack, store, text, todo, Layout(*layout or ())))
 
 
-def test_each_scheduled_checkpoint_is_measured_once(trained, tiny_pack, tiny_corpus, tmp_path):
-    directory = tmp_path / tiny_pack.id
-    shutil.copytree(trained / "checkpoints" / tiny_pack.id, directory)
-    shutil.copytree(directory / "4", directory / "5")  # saved when preempted, on no schedule
-    frames = measured(tiny_pack, directory, tiny_corpus.heldout_MxT1, table.empty())
+@pytest.fixture(scope="module")
+def stored(trained, tiny_pack):
+    return trained / "checkpoints" / tiny_pack.id
+
+
+def test_checkpoints_are_measured_in_order(stored, tiny_pack, tiny_corpus):
+    frames = all_measures(tiny_pack, stored, tiny_corpus)
     assert tuple(frames) == checkpoint_steps(tiny_pack.runs[0].train)
-    rows = table.merge(tmp_path / "measurements.parquet", pd.concat(frames.values()))
+    rows = pd.concat(frames.values())
     for run in tiny_pack.runs:
-        mine = rows[rows["run"] == run.id]
+        mine = rows[rows["series"] == run.id]
         losses = mine[mine["metric"] == "heldout_loss"].set_index("step")["value"]
         assert losses[0] == pytest.approx(np.log(64), abs=0.3 if run.train.init_scale == 1 else 1)
         assert losses[60] < losses[0] - 0.3
         assert (mine[mine["metric"] == "singular_value"].groupby("step").size() == run.model.rank).all()
         assert (mine["tokens"] == mine["step"] * 128).all()
-    assert measured(tiny_pack, directory, tiny_corpus.heldout_MxT1, rows) == {}
-
-    # A number that an experiment added of its own does not stand for the measurement of the step.
-    others = rows[(rows["step"] != 20) | (rows["metric"] == "largest_share")]
-    (again,) = measured(tiny_pack, directory, tiny_corpus.heldout_MxT1, others).items()
-    assert again[0] == 20
-    pd.testing.assert_frame_equal(again[1].reset_index(drop=True), frames[20].reset_index(drop=True))
 
 
-def test_a_diverged_run_has_no_measurements(trained, tiny_pack, tiny_corpus, tmp_path):
+def test_plain_measures_see_one_model_as_it_is(stored, tiny_pack, tiny_corpus):
+    seen = []
+
+    def plain(c: Checkpoint):
+        seen.append((c.run.id, c.step, c.tokens, c.rank, c.params["head"]["a"].shape, c.params["head"]["b"].shape))
+        assert c.corpus is tiny_corpus and c.config == c.run.model
+        return {"norm": jnp.linalg.norm(c.params["embedding"])}
+
+    def traced(c: Checkpoint):
+        assert c.run is None and c.step is None
+        return {"traced_norm": jnp.linalg.norm(c.params["embedding"])}
+
+    measures = [Measure("plain", plain), Measure("traced", traced, traced=True)]
+    rows = all_measures(tiny_pack, stored, tiny_corpus, measures=measures)[60]
+    wide = rows.pivot(index="series", columns="metric", values="value")
+    np.testing.assert_allclose(wide["norm"], wide["traced_norm"], rtol=1e-6)
+    for run in tiny_pack.runs:
+        d, r, v = run.model.width, run.model.rank, run.model.vocab_size
+        assert (run.id, 60, 60 * run.tokens_per_step, r, (d, r), (r, v)) in seen
+
+
+def test_what_is_not_finite_is_no_row(trained, tiny_pack, tiny_corpus, tmp_path):
     with Store(trained / "checkpoints" / tiny_pack.id) as store:
         params = jax.tree.map(np.array, store.params(60))
     ids = [run.id for run in tiny_pack.runs]
     with Store(tmp_path, ids, writable=True) as store:
         params["embedding"][1] = np.nan
         store.save(40, {"params": params, "step": jnp.int32(40)}, 0.0)
-        params["embedding"][:] = np.nan
-        store.save(60, {"params": params, "step": jnp.int32(60)}, 0.0)
-    frames = measured(tiny_pack, tmp_path, tiny_corpus.heldout_MxT1, table.empty())
-    assert list(frames) == [40, 60] and set(frames[40]["run"]) == {ids[0], ids[2]} and frames[60].empty
-    assert np.isfinite(frames[40]["value"]).all()
+    rows = all_measures(tiny_pack, tmp_path, tiny_corpus)[40]
+    assert np.isfinite(rows.loc[rows["metric"] != "", "value"]).all()
+    marks = rows[(rows["series"] == ids[1]) & (rows["metric"] == "")]
+    assert set(marks["measure"]) == {"loss", "anisotropy"}, "measured, and not asked again"
 
 
-def test_frozen_heads_see_every_position(trained, tiny_run, tiny_corpus):
+def test_frozen_heads_see_every_position(trained, stored, tiny_pack, tiny_run, tiny_corpus, monkeypatch):
     """11 held-out rows are less than a block."""
     run, heldout_MxT1 = tiny_run, tiny_corpus.heldout_MxT1
-    rows_NxT1 = np.array(tiny_corpus.train_RxT1[:40], np.int32)
+    monkeypatch.setattr(language, "FROZEN_TOKENS", 40 * run.model.context)
+    measure = frozen_heads(ranks=(2, 64))
+    rows = all_measures(tiny_pack, stored, tiny_corpus, measures=[measure])[60]
+    rows = rows[rows["series"] == run.id].set_index("metric")
+    assert set(rows.index) == {"frozen_head_loss", "frozen_head_gain"} and set(rows["index"]) == {2}
     _, params = load_run(trained, run.id, 60)
-    table = measure_frozen_heads(run, params, rows_NxT1, heldout_MxT1, [2])
-    assert set(table["metric"]) == {"frozen_head_loss"} and list(table["index"]) == [2]
+    rows_NxT1 = batch_at(tiny_corpus, run.seed, 0, 40)
     hidden = jax.jit(lambda rows: model.hidden(run.model, params, rows[:, :-1])[0].reshape(-1, run.model.width))
-    heads = train_frozen_heads(hidden(rows_NxT1), jnp.asarray(rows_NxT1[:, 1:].reshape(-1)), 64, [2], seed=run.seed)
-    expected = frozen_head_losses(heads, hidden(heldout_MxT1), jnp.asarray(heldout_MxT1[:, 1:].reshape(-1)))
-    np.testing.assert_allclose(table["value"], expected, rtol=1e-5)
+    heads = [train_frozen_heads(hidden(rows_NxT1)[:n], jnp.asarray(rows_NxT1[:, 1:].reshape(-1))[:n], 64, [2], seed=0)
+             for n in (None, 320)]  # fmt: skip
+    full, half = (
+        frozen_head_losses(h, hidden(heldout_MxT1), jnp.asarray(heldout_MxT1[:, 1:].reshape(-1))) for h in heads
+    )
+    np.testing.assert_allclose(rows.loc["frozen_head_loss", "value"], full[0], rtol=1e-5)
+    np.testing.assert_allclose(rows.loc["frozen_head_gain", "value"], half[0] - full[0], rtol=1e-3)

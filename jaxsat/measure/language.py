@@ -13,7 +13,7 @@ from jaxsat.config import ModelConfig, Run
 from jaxsat.corpus import batch_at
 from jaxsat.evaluate import token_losses
 from jaxsat.measure import spectra
-from jaxsat.measure.anisotropy import mean_cosine, sum_of_directions
+from jaxsat.measure.cosine import mean_cosine, sum_of_directions
 from jaxsat.measure.heads import frozen_head_losses, train_frozen_heads
 from jaxsat.measure.measure import Checkpoint, Measure, blocks, every
 
@@ -41,9 +41,10 @@ def anisotropy(runs: Callable[[Run], bool] = every) -> Measure:
 def frozen_heads(runs: Callable[[Run], bool] = every, ranks: Sequence[int] = FROZEN_RANKS) -> Measure:
     """`frozen_head_loss`, index = rank: heads of each rank retrained on the last checkpoint's frozen backbone.
 
-    One pass over the hidden states of FROZEN_TOKENS; the loss is that of the slice. Compare each rank with the retrained
-    full head, not with the model's own: those have seen other data (Godey et al. 2024, section 5). `frozen_head_gain`:
-    by how much the second half of that pass still lowered each head's loss; where it is not small, training was too short.
+    One pass over the hidden states of FROZEN_TOKENS; the loss is that of the slice. Compare each rank with the
+    retrained full head, not with the model's own: those have seen other data (Godey et al. 2024, section 5).
+    `frozen_head_gain`: by how much the second half of that pass still lowered each head's loss; where it is not small,
+    training was too short.
     """
     return Measure("frozen_heads", partial(_frozen_heads, ranks=tuple(ranks)), at="last", runs=runs)
 
