@@ -1,5 +1,6 @@
 """Scores of the tokens of a text."""
 
+import contextlib
 import functools
 from collections.abc import Sequence
 
@@ -12,13 +13,15 @@ from jaxsat.config import InputError, ModelConfig
 
 BLOCK_TOKENS = 1024  # of a forward pass on one device: few enough to stay in a CPU's cache
 
-# Around or above what traces an evaluation: products of float32 are then float32 on every device. By default a GPU
-# rounds their factors to TF32 and a TPU to bfloat16, which moves a loss by more than checkpoints differ.
-exact = jax.default_matmul_precision("highest")
+
+def exact() -> contextlib.AbstractContextManager:
+    """Around (`with exact():`) or above (`@exact()`) what traces an evaluation: products of float32 are then float32 on
+    every device. By default a GPU rounds their factors to TF32 and a TPU to bfloat16."""
+    return jax.default_matmul_precision("highest")
 
 
 @functools.partial(jax.jit, static_argnames="config")
-@exact
+@exact()
 def token_losses(config: ModelConfig, params: model.Params, rows_BxT1: jax.Array) -> jax.Array:
     """nats_BxT, float32: the loss of each token of the rows but the first, given those before it; 0 where it is no
     target.

@@ -67,11 +67,14 @@ def test_no_program_holds_the_logits_of_all_tokens():
 
 
 def test_products_of_an_evaluation_are_float32_whatever_the_setting(params):
+    product = lambda: str(jax.make_jaxpr(lambda x: x @ x)(jnp.ones((2, 2))))
     with jax.default_matmul_precision("bfloat16"):
-        products = str(jax.make_jaxpr(token_losses, static_argnums=0)(CONFIG, params, ROWS)).count("Precision.HIGHEST")
-        outside = str(jax.make_jaxpr(lambda x: x @ x)(jnp.ones((2, 2))))
-    assert products > 10 and "HIGHEST" not in outside
-    assert "HIGHEST" in str(jax.make_jaxpr(exact(lambda x: x @ x))(jnp.ones((2, 2))))
+        losses = str(jax.make_jaxpr(token_losses, static_argnums=0)(CONFIG, params, ROWS))
+        with exact():
+            log_probabilities(CONFIG, params, ROWS)
+            assert "HIGHEST" in product()
+        assert "HIGHEST" not in product()
+    assert losses.count("dot_general") == losses.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") > 5
 
 
 def test_log_probabilities_of_all_tokens_and_of_chosen_ones(params, log_p, monkeypatch):

@@ -1,0 +1,46 @@
+"""docs/python.md, run as it stands."""
+
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs" / "python.md"
+
+
+@pytest.fixture(scope="module")
+def names(tiny_run, tmp_path_factory):
+    """What the blocks of the page define, run one after another beside a text.txt."""
+    folder, found = tmp_path_factory.mktemp("python"), {}
+    shutil.copy(tiny_run.data.corpus[0], folder / "text.txt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("JAXSAT_CACHE", str(folder / "cache"))
+        for block in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL):
+            exec(compile(block, str(DOCS), "exec"), found)
+            found.setdefault("params_without_directory", found["params"])
+    return found
+
+
+def test_a_run_learns_the_same_with_and_without_a_directory(names):
+    losses = names["losses"]
+    assert losses == [line["loss"] for line in names["lines"] if "loss" in line] and len(losses) == 100
+    assert losses[-1] < losses[0] - 1
+    jax.tree.map(np.testing.assert_array_equal, names["params_without_directory"], names["params"])
+
+
+def test_scores_are_those_of_the_tokens(names):
+    assert -names["log_p_MxT"].mean() == pytest.approx(names["losses"][-1], abs=0.5)
+    alone = [names["log_probabilities"](names["config"], names["params"], [row])[0] for row in names["rows"]]
+    np.testing.assert_allclose(names["scores"], [log_p_T.sum() for log_p_T in alone], rtol=1e-5)
+    np.testing.assert_allclose(names["last"][:, 0], [log_p_T[-1] for log_p_T in alone], rtol=1e-5)
+
+
+def test_the_text_is_what_the_model_finds_most_likely(names):
+    row_1xT, prompt = names["row_1xT"], len(names["ids"])
+    greedy_T = names["logits_of"](row_1xT)[0].argmax(-1)
+    np.testing.assert_array_equal(row_1xT[0, prompt:], greedy_T[prompt - 1 : -1])
+    assert names["tokenizer"].decode(row_1xT[0].tolist()).startswith("the sun")
