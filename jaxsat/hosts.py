@@ -177,12 +177,8 @@ def _together(f: Callable[[], T], what: str) -> list[T]:
 def _wait(key: str, j: int, what: str, patience: float = math.inf) -> str:
     """The value that process j gives to a key within `patience` seconds. Every second signals are heard, and whether it
     still can."""
-    client, until, who = (
-        global_state.client,
-        time.monotonic() + patience,
-        f"process {j} of {global_state.num_processes}",
-    )
-    code = None
+    client, who = global_state.client, f"process {j} of {global_state.num_processes}"
+    code, until = None, time.monotonic() + patience
     while True:
         try:
             return client.blocking_key_value_get(key, 1000)

@@ -6,9 +6,13 @@ and optimizer (FSDP); axis `model` splits attention heads, feed-forward layers a
 
 import ctypes
 import dataclasses
+import enum
+import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,30 +20,40 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxsat import hosts, model
+from jaxsat import hosts, machine, model
 from jaxsat.config import InputError, Layout, Run
 from jaxsat.corpus import cache_dir
 from jaxsat.sweep import MAX_RUNS, Pack
 
-# GiB that a program may use of a chip, by its `device_kind`: what libtpu 0.0.42.1 says when one does not fit.
-MEMORY_GIB = {"TPU v4": 30.75, "TPU v5 lite": 15.75, "TPU v5": 95.74, "TPU v5p": 95.74, "TPU v6 lite": 31.25}
-# Dense bf16 FLOP/s of a device, by its `device_kind`: what the makers state.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,  # v5e
-    "TPU v5": 459e12,  # v5p
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,  # v6e
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
+# Numbers of a run depend on these of JAX's settings: types, precision and random numbers. What only changes how they
+# are rounded (the compiler's options, the kind of device) is recorded in env.json. The last is new in jax 0.12.
+_NUMBERS = (
+    "jax_enable_x64",
+    "jax_explicit_x64_dtypes",
+    "jax_numpy_dtype_promotion",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_random_seed_offset",
+    "jax_high_dynamic_range_gumbel",
+    "jax_accurate_erf_inv",
+)
+
+
+def number_settings() -> dict[str, bool | int | str]:
+    """JAX's settings under which a run's id stands for its numbers, as JSON can write them: under others the same
+    configuration trains another model. Those that this version of JAX does not have are left out; "default" is its own
+    choice."""
+    found = {name: getattr(jax.config, name) for name in _NUMBERS if hasattr(jax.config, name)}
+    words = {name: v.name.lower() if isinstance(v, enum.Enum) else v for name, v in found.items()}
+    return {name: "default" if v is None else v for name, v in words.items()}
 
 
 def start(layout: Layout = Layout()) -> None:
     """Call once, before any array exists: compiled programs are kept on disk, on a CPU every core is a device, and the
-    processes of many hosts find each other: see `hosts.join`.
+    processes of many hosts find each other: see `hosts.join`. What the environment says of these to JAX itself is kept
+    (JAX_COMPILATION_CACHE_DIR, JAX_NUM_CPU_DEVICES, JAX_PLATFORMS). Raises InputError where it names a platform that
+    is not there.
 
     Measured on 2 cores, 6 runs a pack on two devices against 3 on one: 1.97 x the tokens a second at width 8 and 32,
     1.45 x at width 64, where one device already uses more than one core.
@@ -47,14 +61,50 @@ def start(layout: Layout = Layout()) -> None:
     if (layout.data or 1) * layout.model > 1:
         # Threads for collectives of a CPU's devices with two steps in flight: XLA's pool of one a core stops for good.
         os.environ.setdefault("NPROC", "32")
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if jax.config.jax_platforms in (None, "", "cpu") and "JAX_NUM_CPU_DEVICES" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # no macOS
-        jax.config.update("jax_num_cpu_devices", cores)
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    asked = jax.config.jax_platforms
+    if asked and "cpu" not in asked.split(","):
+        jax.config.update("jax_platforms", f"{asked},cpu")  # laws are fitted there
+    elif not asked and _only_a_cpu():
+        jax.config.update("jax_platforms", "cpu")
+    if jax.config.jax_platforms in (None, "", "cpu") and jax.config.jax_num_cpu_devices < 1:
+        jax.config.update("jax_num_cpu_devices", machine.cores())
     if jax.config.jax_num_cpu_devices == 1:
         _keep_memory()
     hosts.join()
+    _find(asked)
+
+
+def _only_a_cpu() -> bool:
+    """Whether a TPU's library is all that could find an accelerator, and there is no TPU: looking for one it prints
+    several lines of warnings (libtpu 0.0.42.1). Where JAX itself sees one on the bus, it has chosen it on import."""
+    plugins = metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("jax_plugins")
+    devices = [path for pattern in ("accel*", "vfio/[0-9]*") for path in Path("/dev").glob(pattern)]
+    told = os.environ.keys() & {"TPU_NAME", "TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE"}
+    return importlib.util.find_spec("libtpu") is not None and not (plugins or devices or told)
+
+
+def _find(asked: str | None) -> None:
+    """Starts the platforms, of which the first that was `asked` for must be there: for JAX a GPU need not be."""
+    try:
+        platform = jax.devices()[0].platform
+    except RuntimeError as e:
+        if "Unable to initialize backend" not in str(e):
+            raise
+        why = str(e).splitlines()[0].partition(" (set JAX_PLATFORMS")[0].rstrip(".")
+    else:
+        if not asked or (platform == "cpu") == (asked.split(",")[0] == "cpu"):
+            if jax.process_count() > 1 and not jax.distributed.is_initialized():
+                raise InputError(
+                    f"these devices belong to {jax.process_count()} hosts: set JAXSAT_DISTRIBUTED=1, and run the same "
+                    "command on all of them"
+                )
+            return
+        why = f"JAX found {platform} only"
+    where = f"JAX_PLATFORMS = {asked!r}" if asked else "no device"
+    raise InputError(f"{where}: {why}; JAX_PLATFORMS= (empty) takes the best there is, JAX_PLATFORMS=cpu the CPU")
 
 
 def _keep_memory() -> None:
@@ -67,11 +117,11 @@ def _keep_memory() -> None:
 
 
 def memory(device: jax.Device) -> int:
-    """Bytes that a program may use on a device, which need not be here; of a CPU its share of the machine's."""
-    if device.device_kind in MEMORY_GIB:
-        return int(MEMORY_GIB[device.device_kind] * 2**30)
+    """Bytes that a program may use on a device, which need not be here; of a CPU its share of what the process may."""
+    if isinstance(known := machine.chip(device.device_kind), machine.Tpu):
+        return int(known.gib * 2**30)
     if device.platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+        return machine.memory() // jax.local_device_count()
     ours = device.process_index == jax.process_index()  # all are alike, and only ours can be asked
     return (device if ours else jax.local_devices()[0]).memory_stats()["bytes_limit"]
 

@@ -31,6 +31,7 @@ from jaxsat import experiment as experiments
 from jaxsat import model, parallel
 from jaxsat.config import InputError, Layout, from_dict, validate_layout
 from jaxsat.corpus import cache_dir
+from jaxsat.machine import TPUS
 from jaxsat.sweep import Pack, make_packs
 from jaxsat.train import Program, hypers, train_step, write_atomically
 from jaxsat.train.step import abstract_state
@@ -38,22 +39,6 @@ from jaxsat.train.step import abstract_state
 COMMAND = [sys.executable, "-P", "-m", "jaxsat.plan"]
 TIMEOUT = 3600  # s for one program; the largest of ours takes minutes
 REMATS = ("none", "dots", "full")
-_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
-
-
-@dataclass(frozen=True)
-class Chip:
-    kind: str  # as JAX names the device
-    topologies: tuple[str, ...]  # of one slice, to 256 chips
-
-
-CHIPS = {
-    "v4": Chip("TPU v4", _CUBES),
-    "v5e": Chip("TPU v5 lite", _FLAT),
-    "v5p": Chip("TPU v5", _CUBES),
-    "v6e": Chip("TPU v6 lite", _FLAT),
-}
 
 
 @dataclass(frozen=True)
@@ -90,7 +75,7 @@ class Plan:
 
 def table(plan: Plan) -> pd.DataFrame:
     """A row a shape, as `jaxsat plan` prints it."""
-    memory = parallel.MEMORY_GIB[CHIPS[plan.topology.partition(":")[0]].kind]
+    memory = TPUS[plan.topology.partition(":")[0]].gib
     return pd.DataFrame(
         {
             "depth x width": f"{s.depth} x {s.width}",
@@ -143,7 +128,7 @@ def plan(
     request = {"name": name, "scale": scale, "topology": topology, "slices": slices}
     request |= {"layout": dataclasses.asdict(layout), "aborted": []}
     shapes = _shapes(request, say)
-    peak = parallel.PEAK_FLOPS[CHIPS[topology.partition(":")[0]].kind]
+    peak = TPUS[topology.partition(":")[0]].flops
     hours = sum(s.steps * s.flops / (math.prod(s.mesh) * peak * mfu) for s in shapes) / 3600
     return Plan(topology, slices, chips, mfu, shapes, hours, hours * chips)
 
@@ -265,7 +250,7 @@ def _serve(request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) ->
 def _remedy(label: str, pack: Pack, layout: Layout, chosen: Layout, topology: str, fits: Callable[..., Any]) -> str:
     """The smallest change that makes it fit, found by compiling."""
     chip, _, size = topology.partition(":")
-    sizes = CHIPS[chip].topologies
+    sizes = TPUS[chip].topologies
     remats = REMATS[REMATS.index(chosen.remat) + 1 :]
     models = [n for n in (2, 4, 8) if n > layout.model]
     changes = [(f"--layout.runs {n}", Pack(pack.runs[:n]), layout, topology) for n in _halves(len(pack.runs))]
@@ -323,12 +308,12 @@ def _devices(topology: str, slices: int) -> Sequence[jax.Device]:
 
 
 def _known(topology: str) -> str:
-    """As CHIPS spells it: v4:8x8x4 is v4:4x8x8."""
+    """As TPUS spells it: v4:8x8x4 is v4:4x8x8."""
     chip, _, size = topology.partition(":")
-    for known in CHIPS[chip].topologies if chip in CHIPS else ():
+    for known in TPUS[chip].topologies if chip in TPUS else ():
         if sorted(known.split("x")) == sorted(size.split("x")):
             return f"{chip}:{known}"
-    known = "; ".join(f"{chip}: {' '.join(c.topologies)}" for chip, c in CHIPS.items())
+    known = "; ".join(f"{chip}: {' '.join(c.topologies)}" for chip, c in TPUS.items())
     raise InputError(f"unknown topology {topology!r}: give one such as v5e:16x16, of {known}")
 
 

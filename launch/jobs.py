@@ -16,6 +16,7 @@ from pathlib import Path
 import tyro
 
 from jaxsat.config import InputError
+from jaxsat.machine import TPUS
 
 HOME = '"$HOME/jaxsat-env"'
 INSTALL = {
@@ -23,18 +24,12 @@ INSTALL = {
     "xpk": "pip install xpk",
     "sky": "pip install 'skypilot[gcp]'",
 }
-TPUS = {  # name in accelerator types, what they count in a chip, dimensions of a slice, image of the VMs
-    "v4": ("v4", 2, 3, "tpu-ubuntu2204-base"),
-    "v5e": ("v5litepod", 1, 2, "v2-alpha-tpuv5-lite"),
-    "v5p": ("v5p", 2, 3, "v2-alpha-tpuv5"),
-    "v6e": ("v6e", 1, 2, "v2-alpha-tpuv6e"),
-}
 
 
 def slice_shape(topology: str) -> tuple[str, list[int]]:
     """(generation, chips in each dimension) of a topology as `jaxsat plan` writes it, v4:8x8x4; turned as xpk does."""
     generation, _, shape = topology.partition(":")
-    dimensions = TPUS.get(generation, (None, None, 0))[2]
+    dimensions = TPUS[generation].topologies[0].count("x") + 1 if generation in TPUS else 0
     if not dimensions or not re.fullmatch(r"[1-9]\d*" + r"x[1-9]\d*" * (dimensions - 1), shape):
         raise InputError(f"no topology {topology!r}: give one such as v4:8x8x4, v5e:16x16, v5p:4x8x8 or v6e:16x16")
     return generation, sorted(map(int, shape.split("x")), key=lambda n: (n == 1, n))
@@ -46,12 +41,11 @@ def accelerator_type(topology: str) -> str:
     It holds the number of chips alone: of the shapes with that number the engine chooses.
     """
     generation, shape = slice_shape(topology)
-    name, cores, *_ = TPUS[generation]
-    return f"{name}-{math.prod(shape) * cores}"
+    return f"{TPUS[generation].accelerator}-{math.prod(shape) * TPUS[generation].counted}"
 
 
 def vm_image(topology: str) -> str:
-    return TPUS[slice_shape(topology)[0]][3]
+    return TPUS[slice_shape(topology)[0]].image
 
 
 @dataclass(frozen=True, kw_only=True)

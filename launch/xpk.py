@@ -12,7 +12,8 @@ import sys
 from dataclasses import dataclass
 
 from jaxsat.config import InputError
-from launch.jobs import TPUS, SlicedJob, main, run, slice_shape
+from jaxsat.machine import TPUS
+from launch.jobs import SlicedJob, main, run, slice_shape
 
 IMAGE = "python:3.12"
 
@@ -35,7 +36,7 @@ class Xpk(SlicedJob):
         script = "; ".join(self.script(share)).replace("$", "$$")
         checkout = any(what.startswith(".") for what in self.install)
         return ["xpk", "workload", "create", f"--workload={name}", f"--cluster={self.cluster}", *self.where(),
-                f"--tpu-type={TPUS[generation][0]}-{'x'.join(map(str, shape))}", f"--num-slices={self.slices}",
+                f"--tpu-type={TPUS[generation].accelerator}-{'x'.join(map(str, shape))}", f"--num-slices={self.slices}",
                 *([f"--base-docker-image={IMAGE}", "--script-dir=."] if checkout else [f"--docker-image={IMAGE}"]),
                 f"--max-restarts={self.restarts}", "--restart-on-exit-codes=75", *(["--spot"] if self.spot else []),
                 *shlex.split(self.flags), f"--command={script}"]  # fmt: skip

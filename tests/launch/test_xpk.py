@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.jobs import TPUS, accelerator_type
+from jaxsat.machine import TPUS
+from launch.jobs import accelerator_type
 from launch.xpk import Xpk, main
 
 
@@ -81,7 +82,7 @@ def test_topologies_of_xpk(xpk):
     program = table + "for name, s in table.items(): print(name, s.topology)"
     listed = subprocess.run([xpk.parent / "python", "-c", program], capture_output=True, text=True, timeout=120).stdout
     systems = dict(line.split() for line in listed.splitlines())
-    generations = {name: generation for generation, (name, *_) in TPUS.items()}
+    generations = {tpu.accelerator: generation for generation, tpu in TPUS.items()}
     checked = 0
     for name, topology in systems.items():
         generation = generations.get(name.partition("-")[0])
