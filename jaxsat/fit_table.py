@@ -1,6 +1,7 @@
 """`jaxsat fit TABLE`: a law fitted to the rows of a file, and what is said of it."""
 
 import math
+import os
 import runpy
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def fit_table(path: str, options: Options) -> Found:
     points = [_point(form, text, families) for text in options.predict]
     held_R = None if options.held_out is None else _held(table, options.held_out)
 
-    resampled = {"bootstrap": options.bootstrap, "level": options.level}
+    resampled = {"bootstrap": options.bootstrap, "level": options.level, "misfit": options.misfit}
     law = laws.fit(form, inputs, target, **shared, **resampled)
     predictions = law.document(points)["predictions"]
     for prediction in predictions if families else ():
@@ -95,14 +96,22 @@ def fit_table(path: str, options: Options) -> Found:
 
 
 def _start() -> None:
-    """The accelerator is left alone, and compiled programs are kept on disk."""
+    """The accelerator is left alone, and compiled programs are kept on disk where that can be."""
     import jax
 
     from jaxsat.corpus import cache_dir
 
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    try:
+        compiled = cache_dir() / "compiled"
+        compiled.mkdir(exist_ok=True)
+    except (InputError, OSError):
+        return
+    if os.access(compiled, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(compiled))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def _form(name: str) -> "Form":
@@ -213,7 +222,7 @@ def summary(found: Found) -> list[str | pd.DataFrame]:
     """What is said of a fit, in order: lines, and tables."""
     from jaxsat.report import tables
 
-    law, free = found.law, [name for name, c in found.law.constants.items() if c.low < c.high]
+    law, free = found.law, [name for name in found.law.constants if name not in found.law.held]
     of_one = np.exp(law.residuals) - 1 if law.scale == "log" else law.residuals
     error = float(np.sqrt(np.mean(of_one**2)))
     said: list[str | pd.DataFrame] = [f"{law.form.formula}; {law.form.source}"]
@@ -226,7 +235,7 @@ def summary(found: Found) -> list[str | pd.DataFrame]:
         bounded = low > 0 and high < math.inf if law.form.positive(name) else math.isfinite(high - low)
         what = "its interval spans a factor above 100" if bounded else "its interval is unbounded"
         said.append(f"these rows do not identify {name}: {what}, from {low:.4g} to {high:.4g}")
-    said.append("converged" if law.converged else "NOT CONVERGED: the constants may not be the optimum")
+    said.append(_ended(law))
     error = f"{100 * error:.3g} %" if law.scale == "log" else f"{error:.3g}"
     level = f"{100 * law.level:g} % intervals"
     said.append(f"{law.rows} rows, {len(free)} constants fitted, {level}; root mean square error {error}")
@@ -247,6 +256,17 @@ def summary(found: Found) -> list[str | pd.DataFrame]:
         said += ["choice, by AICc (above the least) and the error of 10-fold cross-validation:", found.choice.table]
         said.append(f"these rows prefer {winner}" if winner else "these rows cannot tell the forms apart")
     return said
+
+
+def _ended(law: "Fit") -> str:
+    if law.converged:
+        return "converged"
+    if not law.finished:
+        return "NOT CONVERGED: the search ended before a minimum, so the constants may not be the optimum"
+    return (
+        f"NOT CONVERGED: residuals are {law.roughness:.0f} times what a smooth curve through the rows leaves: another "
+        "law, or an optimum that was not found"
+    )
 
 
 def _optimum(law: "Fit") -> str:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import erf
 
-from jaxsat.config import InputError
+from jaxsat.config import InputError, unknown
 from jaxsat.laws.fit import Fit, fit, row_weights
 from jaxsat.laws.forms import Form
 from jaxsat.laws.objective import objective
@@ -85,13 +85,18 @@ def choose(
     s fitted too. Cross-validation leaves out each of `folds` parts of the rows (whole groups, where given) in turn. A
     form wins when both say so: the AICc of every other is 4 or more above its own, and its cross-validated error is
     above the least by more than a standard error. (AICc alone is too sure: with normal noise this likelihood, near
-    Laplace's, makes differences 1.6 times too large.) Raises InputError: as `fit` does; fewer than two forms or groups.
+    Laplace's, makes differences 1.6 times too large.) Raises InputError: as `fit` does; fewer than two forms or groups;
+    a name in `hold` that none of the forms has.
     """
     if len({form.name for form in forms}) < 2:
         raise InputError("a choice needs two forms, at least")
     scales = {residuals or form.scale for form in forms}
     if len(scales) > 1:
         raise InputError("forms with log and with linear residuals cannot be compared: set residuals")
+    names = {name for form in forms for name in form.names}
+    for name in hold or {}:
+        if name not in names:
+            raise unknown("constant in hold", name, names)
     loss_R, rng = np.asarray(loss, np.float64), np.random.default_rng(seed)
     weights_R = row_weights(weights, len(loss_R))
     weights_R = weights_R / weights_R.mean()

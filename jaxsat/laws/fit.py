@@ -67,6 +67,10 @@ class Fit:
             if math.isinf(c.low) or math.isinf(c.high) or (self.form.positive(name) and c.high > 100 * c.low)
         )
 
+    def status(self, name: str) -> str:
+        """Of a constant: "held", "fitted", or "unidentified"."""
+        return "held" if name in self.held else "unidentified" if name in self.unidentified else "fitted"
+
     @property
     def covariance(self) -> pd.DataFrame:
         """P x P, of the fitted constants over the bootstrap's resamples; of positive constants, of their logarithms."""

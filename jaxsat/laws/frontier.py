@@ -63,7 +63,7 @@ class IsoFlop:
     optima: pd.DataFrame  # a budget a row: flops, N, low, high, D, loss
     exponent: Interval  # a of N = k C^a
     coefficient: Interval  # k
-    left_out: tuple[float, ...]  # budgets whose points have no minimum within them
+    left_out: tuple[float, ...]  # budgets without a minimum within their points
 
 
 def isoflop(
@@ -80,9 +80,9 @@ def isoflop(
 
     flops_R, n_R and loss_R: rows of equal `flops` are one budget. A parabola is the least-squares one through the
     `nearest` points of the lowest: over more decades of N losses are no parabola. (On the 15 settings of Porian et al.
-    (2024) exponents are then within 0.012 of theirs on average, with all points 0.12.) The bootstrap resamples the
-    residuals of the parabolas, and the budgets. A budget is left out when its lowest point is at its smallest or
-    largest N.
+    (2024) exponents are then within 0.012 of theirs on average, with all points 0.12.) Losses at one N are averaged
+    first. The bootstrap resamples the residuals of the parabolas, and the budgets. A budget is left out when its lowest
+    point is at its smallest or largest N, or when the parabola has no minimum between its points.
 
     Raises InputError: a value that is not positive, fewer than three budgets that have a minimum.
     """
@@ -91,26 +91,27 @@ def isoflop(
         raise InputError("flops, n and loss must be positive finite numbers, and nearest at least 4")
     rng, rows, log_n_FxB, left_out = np.random.default_rng(seed), [], [], []
     for budget, points in table.groupby("flops"):
-        points = points.sort_values("n", ignore_index=True)
+        points = points.groupby("n", as_index=False)["loss"].mean()
         low = int(points["loss"].argmin())
-        if low in (0, len(points) - 1) or len(points) < nearest:
-            left_out.append(float(budget))
-            continue
         x_R = np.log(points["n"].to_numpy() / points["n"][low])
-        chosen = np.abs(x_R).argsort()[:nearest]
+        chosen = np.abs(x_R).argsort(kind="stable")[:nearest]
         x_K, y_K = x_R[chosen], points["loss"].to_numpy()[chosen]
         design_Kx3 = np.vander(x_K, 3)
         solve_3xK = np.linalg.pinv(design_Kx3)
-        fitted_K = design_Kx3 @ (solve_3xK @ y_K)
+        a, b, c = solve_3xK @ y_K
+        if low in (0, len(x_R) - 1) or len(x_R) < nearest or a <= 0 or not x_K.min() <= -b / (2 * a) <= x_K.max():
+            left_out.append(float(budget))
+            continue
+        fitted_K = design_Kx3 @ (a, b, c)
         noise_K = (y_K - fitted_K) * np.sqrt(nearest / (nearest - 3))
-        y_BxK = np.vstack([y_K, fitted_K + rng.choice(noise_K - noise_K.mean(), (bootstrap, nearest))])
-        a_B, b_B, c_B = solve_3xK @ y_BxK.T
-        at_B = np.where(a_B > 0, -b_B / (2 * np.where(a_B > 0, a_B, 1)), np.nan)
-        at_B = np.where(np.isfinite(at_B), np.clip(at_B, x_K.min(), x_K.max()), rng.uniform(x_K.min(), x_K.max()))
-        log_n_FxB.append(at_B + np.log(points["n"][low]))
-        rows.append((budget, c_B[0] - b_B[0] ** 2 / (4 * a_B[0])))
+        a_B, b_B, _ = solve_3xK @ (fitted_K + rng.choice(noise_K - noise_K.mean(), (bootstrap, nearest))).T
+        at_B = np.clip(-b_B / (2 * np.where(a_B > 0, a_B, 1)), x_K.min(), x_K.max())
+        at_B = np.where(a_B > 0, at_B, rng.uniform(x_K.min(), x_K.max(), bootstrap))  # no minimum: it may be anywhere
+        log_n_FxB.append(np.append(-b / (2 * a), at_B) + np.log(points["n"][low]))
+        rows.append((budget, c - b**2 / (4 * a)))
     if len(rows) < 3:
-        raise InputError(f"{len(rows)} budgets have a minimum within their points: a power law needs three")
+        without = f" ({', '.join(f'{budget:g}' for budget in left_out)} have none)" if left_out else ""
+        raise InputError(f"{len(rows)} budgets have a minimum within their points: a power law needs three{without}")
     log_c_F, log_n_FxB = np.log([budget for budget, _ in rows]), np.array(log_n_FxB)
     draws_BxF = rng.integers(len(rows), size=(bootstrap, len(rows)))
     draws_BxF[np.ptp(draws_BxF, axis=1) == 0] = np.arange(len(rows))  # one budget has no slope
