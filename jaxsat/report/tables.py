@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from jaxsat.results import Results
+from jaxsat.results import NotMeasured, Results
 
 if TYPE_CHECKING:
     from jaxsat.laws import Fit
@@ -30,17 +30,35 @@ def final_losses(results: Results, part: str | tuple[str, ...] = (), where: str 
 def over_seeds(results: Results, part: str | tuple[str, ...] = (), where: str = "") -> pd.DataFrame:
     """The held-out loss at the end of training: sizes in rows, head ranks in columns; the mean over seeds, ± the
     largest distance of a seed from it. Other settings that differ part the rows. Raises NotMeasured."""
-    rows = results.last("heldout_loss", part=part, where=where)
-    keys = ["size", *differing(rows, ["size", "rank"], [c for c in settings(results) if c != "seed"])]
-    cells = rows.groupby([*keys, "rank"], sort=False)["value"].agg(["mean", "min", "max"])
+    rows = at_end(with_sizes(results.rows("heldout_loss", part=part, where=where)))
+    if rows.empty:
+        raise NotMeasured("heldout_loss at the end of a run")
+    told = ["size", "rank"] if "rank" in rows else ["size"]
+    keys = [*told, *differing(rows, told, [c for c in settings(results) if c != "seed"])]
+    cells = rows.groupby(keys, sort=False, dropna=False)["value"].agg(["mean", "min", "max"])
     text = [f"{m:.3f}" + (f" ± {max(b - m, m - a):.3f}" if b > a else "") for m, a, b in cells.itertuples(index=False)]
-    table = pd.Series(text, index=cells.index, dtype=object).unstack("rank", sort=False).fillna("")
-    return table[sorted(table)].rename(columns="r = {}".format).rename_axis(columns=None).reset_index()
+    table = pd.Series(text, index=cells.index, dtype=object, name="loss")
+    if cells.index.get_level_values(told[-1]).hasnans or told == ["size"]:
+        return table.reset_index()
+    table = table.unstack("rank", sort=False).fillna("")
+    return table[sorted(table)].rename(columns="r = {:g}".format).rename_axis(columns=None).reset_index()
+
+
+def with_sizes(rows: pd.DataFrame) -> pd.DataFrame:
+    """Series that are no runs have their name as their `size`."""
+    return rows.assign(size=rows.get("size", rows["series"]).fillna(rows["series"]))
+
+
+def at_end(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those of the last step of each series whose training has ended."""
+    if "state" in rows:
+        rows = rows[rows["state"].isna() | rows["state"].eq("done")]
+    return rows[rows["step"] == rows.groupby(["series", "metric"])["step"].transform("max")]
 
 
 def settings(results: Results) -> list[str]:
     """The columns of `Results.rows` that tell runs apart; and `source`, which a chart adds: the name of no run."""
-    derived = {"tokens", "epochs", "state", "part"}
+    derived = {"tokens", "epochs", "state", "part", "size", "rank"}
     return ["rank", "source", *(c for c in results.runs if c not in derived and not c.startswith("params."))]
 
 
@@ -59,8 +77,7 @@ def constants(fits: Mapping[str, "Fit"]) -> pd.DataFrame:
     rows = []
     for name, fit in fits.items():
         for key, (value, low, high) in fit.constants.items():
-            status = "held" if low == high else "unidentified" if key in fit.unidentified else "fitted"
-            rows.append((name, key, value, low, high, status, fit.form.formula))
+            rows.append((name, key, value, low, high, fit.status(key), fit.form.formula))
     return pd.DataFrame(rows, columns=["fit", "constant", "value", "low", "high", "status", "law"])
 
 
@@ -91,7 +108,7 @@ def quality(fits: Mapping[str, "Fit"], rows: Mapping[str, pd.DataFrame]) -> pd.D
     for name, fit in fits.items():
         gap = rows[name]["gap_percent" if fit.scale == "log" else "gap"]
         seen = rows[name]["in_fit"]
-        free = sum(c.low < c.high for c in fit.constants.values())
+        free = len(fit.constants) - len(fit.held)
         errors = (np.sqrt((gap[seen] ** 2).mean()), np.sqrt((gap[~seen] ** 2).mean()), gap[~seen].mean())
         unit = "%" if fit.scale == "log" else fit.form.output
         inside = int(rows[name].loc[~seen, "inside_new"].sum())
