@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from jaxsat.config import InputError, unknown
 from jaxsat.report import figures
 from jaxsat.report.figures import DASHES, INK, MUTED, PAPER
-from jaxsat.report.tables import differing, settings
+from jaxsat.report.tables import at_end, differing, settings, with_sizes
 from jaxsat.report.words import called, label
 from jaxsat.results import NotMeasured, Results
 
@@ -134,8 +134,7 @@ class Chart:
 
     def _rows(self, results: Results) -> pd.DataFrame:
         """The rows to draw, with x as a column; of what tells them apart nothing is missing, but "none"."""
-        rows = results.rows(*self._metrics, part=self.part)
-        rows["size"] = rows.get("size", rows["series"]).fillna(rows["series"])
+        rows = with_sizes(results.rows(*self._metrics, part=self.part))
         if self.x not in rows:
             other = results.rows(self.x, part=self.part).rename(columns={"value": self.x})
             rows = rows.merge(other[["series", *PLACES, self.x]], on=["series", *PLACES])
@@ -147,8 +146,7 @@ class Chart:
         if self.transform:
             rows = self.transform(rows)
         if self._at == "last":
-            rows = rows[rows["state"].isna() | rows["state"].eq("done")] if "state" in rows else rows
-            rows = rows[rows["step"] == rows.groupby(["series", "metric"])["step"].transform("max")]
+            rows = at_end(rows)
         for column in (self.x, self.colour, self.panel, self.dash):
             if column and column not in rows:
                 raise InputError(f"chart {self.name}: no column {column!r}; there are {', '.join(rows)}")
@@ -232,7 +230,7 @@ class Chart:
         return {called(self.colour, value): Line2D([], [], color=colours[value]) for value in few}
 
     def _placed(self, ax: Axes, rows: pd.DataFrame) -> pd.DataFrame:
-        """Sets the axes' scales and ticks. Where x is no number its values have places in a row, in the order met."""
+        """Sets the axes' scales and ticks. Where x is no number its values have places in a row."""
         if not pd.api.types.is_numeric_dtype(rows[self.x]) or pd.api.types.is_bool_dtype(rows[self.x]):
             values = _order(rows[self.x])
             ax.set_xticks(range(len(values)), [called(self.x, value) for value in values])
@@ -300,10 +298,13 @@ def _parts(chart: Chart, rows: pd.DataFrame, results: Results) -> list[str]:
 
 
 def _order(values: pd.Series, largest_first: bool = False) -> list:
-    """Distinct values: numbers by size, then others in the order met."""
+    """Distinct values: numbers by size, then names by alphabet, but sizes of models in the order met, which is theirs."""
     found = list(dict.fromkeys(values))
     numbers = [v for v in found if isinstance(v, int | float | np.number) and not isinstance(v, bool)]
-    return sorted(numbers, reverse=largest_first) + [v for v in found if v not in numbers]
+    others = [v for v in found if v not in numbers]
+    if values.name != "size":
+        others.sort(key=lambda v: (v == "none", str(v)))
+    return sorted(numbers, reverse=largest_first) + others
 
 
 def _colours(rows: pd.DataFrame, column: str) -> dict[object, str]:

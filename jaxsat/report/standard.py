@@ -100,7 +100,7 @@ def scaling(laws: Mapping[str, "Law"]) -> Section:
             for name, file in names.items()
         ),
         Table("law_constants", "Constants and their intervals.", lambda results: _constants(fitted(results))),
-        Table("law_fits", "Root mean square errors of the rows that a law was fitted to and of those held out of it, the "
+        Table("law_fits", "Root mean square errors of the rows that a law was fitted to and of those held out, the "
               "mean gap of these, and how many of them lie in the interval of a new row.",
               lambda results: tables.quality(fitted(results), rows(results))),
         text=lambda results: "\n\n".join(_said(name, law, results) for name, law in laws.items()),

@@ -89,7 +89,7 @@ def estimate(e: Estimate) -> str:
     no bound is said to be none."""
     if math.isinf(e.low) and math.isinf(e.high):
         return f"{number(e.value)} {e.unit}".strip() + ", without a bound on either side"
-    if math.isinf(e.low) or math.isinf(e.high) or e.low == e.high:
+    if math.isinf(e.low) or math.isinf(e.high) or not 1e-5 < e.high - e.low < 1e15:
         value, low, high = map(number, (e.value, e.low, e.high))
     else:
         decimals = max(0, 1 - math.floor(math.log10(e.high - e.low)))

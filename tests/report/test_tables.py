@@ -1,93 +1,99 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from jaxsat.laws.law import Law
 from jaxsat.report import tables as T
+from jaxsat.results import NotMeasured, Results
 
 
-@pytest.fixture(scope="module")
-def points(tables):
-    measurements, runs = tables
-    return T.final_losses(measurements, runs[runs["part"].isin(["main", "budget"])])
-
-
-def test_joined_keeps_the_chosen_runs_and_the_finite_values(tables):
-    measurements, runs = tables
-    broken = measurements.assign(value=measurements["value"].where(measurements["step"] != 8, np.nan))
-    rows = T.joined(broken, runs[runs["part"] == "probe"], "heldout_loss")
-    assert set(rows["run"]) == set(runs.index[runs["part"] == "probe"])
-    assert set(rows["metric"]) == {"heldout_loss"} and 8 not in set(rows["step"])
-
-
-def test_rank_is_the_largest_the_head_can_have(tables):
-    measurements, runs = tables
-    rows = T.joined(measurements, runs.assign(**{"model.vocab_size": 48}), "heldout_loss").groupby("run").first()
-    full = rows[rows["model.head_rank"].isna()]
-    assert (full["rank"] == np.minimum(full["model.width"], 48)).all()
-    factored = rows[rows["model.head_rank"].notna()]
-    assert (factored["rank"] == factored["model.head_rank"]).all()
-
-
-def test_size_names_the_depth_only_where_it_varies(tables):
-    measurements, runs = tables
-    assert set(T.joined(measurements, runs)["size"]) == {"d = 8", "d = 16", "d = 32", "d = 64"}
-    deeper = runs.assign(**{"model.depth": np.where(runs["model.width"] == 8, 4, 2)})
-    assert "L = 4, d = 8" in set(T.joined(measurements, deeper)["size"])
-
-
-def test_final_losses_are_the_last_checkpoints(tables, points):
-    measurements, _ = tables
-    for run, row in points.sample(5, random_state=0).iterrows():
-        rows = measurements[(measurements["run"] == run) & (measurements["metric"] == "heldout_loss")]
+def test_final_losses_are_the_last_checkpoints(results):
+    table = T.final_losses(results, ("main", "budget"))
+    for series, row in table.sample(5, random_state=0).iterrows():
+        rows = results.rows("heldout_loss").query("series == @series")
         last = rows.loc[rows["step"].idxmax()]
         assert (row["loss"], row["tokens"], row["lowest"]) == (last["value"], last["tokens"], rows["value"].min())
+    assert set(table.index) == {*results.parts["main"], *results.parts["budget"]}
 
 
-def test_rise_is_above_the_lowest_checkpoint():
-    runs = pd.DataFrame({"model.width": [8]}, index=["a"])
-    rows = [("a", s, 1024 * s, -1, 0, "heldout_loss", v) for s, v in ((1, 5.0), (2, 4.0), (3, 4.1))]
-    columns = ["run", "step", "tokens", "layer", "index", "metric", "value"]
-    table = T.final_losses(pd.DataFrame(rows, columns=columns), runs)
-    assert table.loc["a", "rise_percent"] == pytest.approx(2.5)
-
-
-def test_over_seeds_shows_mean_and_range():
-    table = T.over_seeds(pd.DataFrame({"model.width": [8, 8, 16], "rank": [2, 2, 4], "loss": [4.9, 5.0, 4.4]}))
-    assert table.to_dict("records") == [
-        {"model.width": 8, "r = 2": "4.950 ± 0.050", "r = 4": ""},
-        {"model.width": 16, "r = 2": "", "r = 4": "4.400"},
+def test_over_seeds_shows_mean_and_range(results):
+    table = T.over_seeds(results, "main").set_index("size")
+    assert list(table) == [f"r = {2**k}" for k in range(1, 7)] and list(table.index) == [
+        "d = 8",
+        "d = 16",
+        "d = 32",
+        "d = 64",
     ]
+    ends = results.last("heldout_loss", part="main").query("`model.width` == 16 and rank == 4")["value"]
+    assert table.loc["d = 16", "r = 4"] == f"{ends.mean():.3f} ± {(ends.max() - ends.min()) / 2:.3f}"
+    assert table.loc["d = 8", "r = 64"] == "" and "±" not in table.loc["d = 32", "r = 2"]
 
 
-def test_constants_say_which_were_held(law):
-    fit, _, _ = law
+def test_over_seeds_is_over_seeds_alone(results):
+    """Weight decay and learning rate are no seeds."""
+    table = T.over_seeds(results, "probe")
+    assert len(table) == 4 and {"train.learning_rate", "train.weight_decay"} <= {*table}
+    assert not table["r = 8"].str.contains("±").any()
+
+
+def test_over_seeds_of_what_has_no_rank():
+    rows = [("a", s, s, -1, 0, "heldout_loss", 3.0 / s) for s in (1, 2)]
+    measured = pd.DataFrame(rows, columns=["series", "step", "tokens", "layer", "index", "metric", "value"])
+    table = T.over_seeds(Results("laptop", pd.DataFrame(), measured))
+    assert table.to_dict("records") == [{"size": "a", "loss": "1.500"}]
+
+
+def test_what_has_not_ended_is_not_at_its_end(results):
+    begun = replace(results, runs=results.runs.assign(state="training"))
+    with pytest.raises(NotMeasured, match="at the end of a run"):
+        T.over_seeds(begun)
+    assert len(T.final_losses(begun)) == len(results.runs)
+
+
+def test_differing_names_the_fewest_columns():
+    rows = pd.DataFrame({"width": [8, 8, 16, 16], "rate": [1, 1, 2, 2], "decay": [0, 1, 0, 1], "copy": [5, 6, 5, 6]})
+    assert T.differing(rows, ["width"], ["rate", "decay", "copy", "absent"]) == ["decay"]
+    assert T.differing(rows, ["width", "decay"], ["rate", "copy"]) == []
+
+
+def test_constants_say_which_were_held(fitted):
+    fit = fitted.laws["L(N, D)"]
     table = T.constants({"small models": fit}).set_index("constant")
     assert table["value"].to_dict() == {name: c.value for name, c in fit.constants.items()}
-    held = {name for name, status in table["status"].items() if status == "held"}
-    assert held == {"E", "B", "beta"}
+    assert {name for name, status in table["status"].items() if status == "held"} == {"E", "B", "beta"}
 
 
-def test_gap_is_the_percentage_above_the_law(law):
-    fit, points, held_out = law
-    expected = np.asarray(fit.predict(N=points["params.total"].to_numpy(), D=points["tokens"].to_numpy()).value)
-    gaps = T.gaps(fit, points.assign(loss=1.08 * expected), held_out)
-    assert gaps["gap_percent"].to_numpy() == pytest.approx(8)
-    assert set(gaps.index[~gaps["in_fit"]]) == set(held_out) and not gaps["inside"].any()
-    assert T.gaps(fit, points.assign(loss=expected), held_out)["inside"].all()
+def shifted(law: Law, fitted: Results, factor: float) -> Law:
+    """The same law, of losses that are `factor` times what it says."""
+
+    def rows(results: Results) -> pd.DataFrame:
+        found = law.rows(results)
+        return found.assign(loss=factor * fitted.laws["L(N, D)"].predict(N=found["N"], D=found["D"]).value)
+
+    return replace(law, rows=rows)
 
 
-def test_quality_counts_rows_and_measures_what_was_held_out(law):
-    fit, points, held_out = law
-    expected = np.asarray(fit.predict(N=points["params.total"].to_numpy(), D=points["tokens"].to_numpy()).value)
-    factor = np.where(points.index.isin(held_out), 1.03, np.where(np.arange(len(points)) % 2, 1.01, 0.99))
-    gaps = T.gaps(fit, points.assign(loss=factor * expected), held_out)
-    row = T.quality({"law": fit}, {"law": gaps}).iloc[0]
-    assert row["rows"] == fit.rows == len(points) - 2 and row["fitted"] == 2 and row["objective"] == fit.objective
-    assert row["residual_percent"] == pytest.approx(1) and row["held_out_percent"] == pytest.approx(3)
-    assert row["held_out"] == 2 and row["held_out_inside"] == gaps.loc[held_out, "inside_new"].sum()
+def test_gap_is_the_percentage_above_the_law(law, fitted):
+    fit = fitted.laws["L(N, D)"]
+    worse = T.residuals(shifted(law, fitted, 1.08), fit, fitted)
+    assert worse["gap_percent"].to_numpy() == pytest.approx(8) and not worse["inside"].any()
+    assert set(worse.loc[~worse["in_fit"], "model.width"]) == {64} and worse["in_fit"].sum() == fit.rows
+    assert T.residuals(shifted(law, fitted, 1.0), fit, fitted)["inside"].all()
 
 
-def test_a_new_loss_has_the_wider_interval(law):
-    fit, points, held_out = law
-    gaps = T.gaps(fit, points, held_out)
-    assert (gaps["inside_new"] | ~gaps["inside"]).all() and gaps["inside_new"].sum() > gaps["inside"].sum()
+def test_a_new_row_has_the_wider_interval(law, fitted):
+    table = T.residuals(law, fitted.laws["L(N, D)"], fitted)
+    assert (table["inside_new"] | ~table["inside"]).all() and table["inside_new"].sum() > table["inside"].sum()
+
+
+def test_quality_counts_rows_and_measures_what_was_held_out(law, fitted):
+    fit = fitted.laws["L(N, D)"]
+    table = T.residuals(law, fit, fitted)
+    table = table.assign(gap_percent=np.where(table["in_fit"], 1.0, [3.0, -3.0] * (len(table) // 2)))
+    row = T.quality({"law": fit}, {"law": table}).iloc[0]
+    assert row["rows"] == fit.rows and row["fitted"] == 2 and row["objective"] == fit.objective and row["unit"] == "%"
+    assert row["residual"] == pytest.approx(1) and row["held_out_error"] == pytest.approx(3)
+    assert row["held_out_gap"] == pytest.approx(0) and row["held_out"] == 2
+    assert row["held_out_inside"] == table.loc[~table["in_fit"], "inside_new"].sum()
