@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from jaxsat import laws
 from jaxsat.claims import (
     Estimate,
     Region,
@@ -44,12 +45,13 @@ class Setting:
     null: float
     effect: float
     draw: Callable[[np.random.Generator, float], Estimate]
+    cost: int = 1  # its draws are fewer by this
 
     def shares(self, truth: float, repeats: int) -> Counter[str]:
-        """Verdict -> share of `repeats` draws."""
+        """Verdict -> share of `repeats` draws, fewer where they are costly."""
         rng = np.random.default_rng([SETTINGS.index(self), int(truth == self.effect)])
-        verdicts = Counter(verdict(self.draw(rng, truth), self.region) for _ in range(repeats))
-        return Counter({name: n / repeats for name, n in verdicts.items()})
+        verdicts = Counter(verdict(self.draw(rng, truth), self.region) for _ in range(repeats // self.cost))
+        return Counter({name: n / verdicts.total() for name, n in verdicts.items()})
 
 
 def jitter(rng: np.random.Generator, n: int, correlation: float = 0.0) -> np.ndarray:
@@ -182,6 +184,27 @@ def knees(widths: tuple[int, ...], common: float):
     return draw
 
 
+def gap(when: str, noise: float = 0.003):
+    """The Pythia sizes on the law of Godey et al. (2024), but the small ones above it: by `percent` at the checkpoint
+    `when`, which is twice as much at the end ("final") as at the best."""
+    sizes = np.array([14067712, 30494720, 70426624, 162322944, 405334016, 1011781632, 1414647808], float)
+
+    def draw(rng: np.random.Generator, percent: float) -> Estimate:
+        x_C = np.arange(1, 16) / 15
+        above_C = percent / (200 if when == "final" else 100) * (1 + np.clip((x_C - 0.4) / 0.4, 0, 1))
+        curves = []
+        for i, n in enumerate(sizes):
+            law_C = 1.69 + 119.09 * n**-0.246 + 410.7 * (3e11 * x_C) ** -0.28
+            loss_C = law_C * (1 + above_C * (i < 4) + noise * rng.standard_normal())
+            one_C, other_C = loss_C * (1 + 0.001 * rng.standard_normal((2, len(x_C))))
+            rows = {"series": f"run{i}", "N": n, "D": 3e11 * x_C, "loss": one_C, "chosen_by": other_C}
+            curves.append(pd.DataFrame(rows))
+        found = getattr(laws.gaps(pd.concat(curves), fitted_from=4e8, misfit=noise, bootstrap=300), when)
+        return Estimate(found.value, found.low, found.high, "%", "gap to the law", 4)
+
+    return draw
+
+
 SETTINGS = (
     Setting("late_rise", "laptop: one run, 23 checkpoints, jitter .1 %", above(0), 0, 4, rise(LAPTOP, noise=0.1)),
     Setting("late_rise", "laptop: jitter .15 %", above(0), 0, 4, rise(LAPTOP, noise=0.15)),
@@ -213,6 +236,10 @@ SETTINGS = (
         "slope of knees", "workstation: 4 widths, 64 to 512", between(-0.5, 0.5), 1, 0, knees((64, 128, 256, 512), 16)
     ),
     Setting("slope of knees", "pod: 3 widths, 1024 to 4096", between(-0.5, 0.5), 1, 0, knees((1024, 2048, 4096), 400)),
+    Setting("gaps, final", "pod: 4 small runs, 3 large, seeds .3 %", above(0), 0, 8, gap("final"), cost=10),
+    Setting("gaps, final", "pod: the paper's 8 % give or take 5", between(3, 13), 0, 8, gap("final"), cost=10),
+    Setting("gaps, best", "pod: 4 small runs, 3 large, seeds .3 %", above(0), 0, 4, gap("best"), cost=10),
+    Setting("gaps, best", "pod: the paper's 4 % give or take 4", between(0, 8), 0, 4, gap("best"), cost=10),
 )
 
 

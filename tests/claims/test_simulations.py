@@ -26,7 +26,7 @@ def test_effects_are_found():
     settings = {(s.estimator, s.data): s for s in simulations.SETTINGS}
     saturating = settings["late_rise", "pod: one run, 154 checkpoints, jitter .2 %"]
     assert saturating.shares(saturating.effect, 100)["reproduced"] > 0.95
-    weak = {k for k, s in settings.items() if s.shares(s.effect, 50)["reproduced"] < 0.5}
+    weak = {k for k, s in settings.items() if s.shares(s.effect, 60)["reproduced"] < 0.5}
     assert not weak
 
 
