@@ -230,8 +230,8 @@ def degeneration_alone(r: Results) -> Estimate:
 
 def rank_costs(r: Results) -> Estimate:
     last = r.last("heldout_loss", part="main")
-    series = "width " + last["model.width"].astype(str) + ", seed " + last["seed"].astype(str)
-    return slope(np.log2(last["rank"]), last["value"], "nats a doubling", "loss on log2 of the head's rank", series)
+    how = "loss on log2 of the head's rank, a slope a width"
+    return slope(np.log2(last["rank"]), last["value"], "nats a doubling", how, last["model.width"])
 
 
 def common_knee(r: Results) -> Estimate:

@@ -109,8 +109,8 @@ class TrainConfig:
 class DataConfig:
     corpus: tuple[str, ...] = ("bible_web", "bible_basic")  # names, TFDS names, or paths of .txt / .jsonl files
     tokenizer: str = "bpe"  # "bpe": trained on the training split to model.vocab_size; else a tokenizer.json
-    heldout_fraction: float = 0.02  # of the documents
-    heldout_tokens: int = 50_000  # the fixed slice on which the loss is measured
+    heldout_fraction: float = 0.02  # of the documents (ids); at least 50 where there are 500
+    heldout_tokens: int = 50_000  # the fixed slice on which the loss is measured: rows spread over all held-out text
 
 
 @dataclass(frozen=True)

@@ -92,11 +92,18 @@ class Directory:
         """Records the text and the tokenizer of a run when they come first. Raises InputError when what is here was
         trained on another."""
         self._compare_text(run, corpus.identity())
-        self.texts.setdefault(text_key(run), corpus.identity())
+        self.texts.setdefault(text_key(run), corpus.identity() | {"at_hand": corpora.at_hand(run.data)})
+
+    def changed_text(self, run: Run) -> bool:
+        """Whether what can be looked at of a run's text and tokenizer is not as it was; what is not here is no
+        change."""
+        was = self.texts.get(text_key(run), {}).get("at_hand", [])
+        return any(now not in (None, then) for now, then in zip(corpora.at_hand(run.data), was))
 
     def _compare_text(self, run: Run, identity: Mapping[str, Any]) -> None:
-        for key, was in self.texts.get(text_key(run), identity).items():
-            if identity.get(key) != was:
+        known = self.texts.get(text_key(run), identity)
+        for key in ("content_hash", "tokenizer_hash", *identity):  # what a user knows first
+            if identity.get(key) != (was := known.get(key)):
                 what = (
                     f"data.tokenizer = {run.data.tokenizer}" if key == "tokenizer_hash" else ", ".join(run.data.corpus)
                 )
@@ -135,7 +142,9 @@ class Directory:
             "packs": [[run.id for run in pack.runs] for pack in self.packs],
             "runs": {id: dataclasses.asdict(run) for id, run in self.runs.items()},
         }
-        write_atomically(self.path / "sweep.json", json.dumps(document, indent=1))
+        text, path = json.dumps(document, indent=1), self.path / "sweep.json"
+        if not path.exists() or path.read_text() != text:
+            write_atomically(path, text)
 
     def measurements(self) -> pd.DataFrame:
         return table.read(self.path / "measurements")

@@ -16,11 +16,11 @@ from jaxsat import corpus as corpora
 from jaxsat import hosts, model, parallel
 from jaxsat.checkpoints import Store
 from jaxsat.config import InputError, Layout, Run, checkpoint_steps
-from jaxsat.directory import Directory, RunState
+from jaxsat.directory import Directory, RunState, text_key
 from jaxsat.measure import Computed, Measure, measured, table
 from jaxsat.measure.measure import values
 from jaxsat.measure.packs import Todo
-from jaxsat.sweep import Pack
+from jaxsat.sweep import Pack, describe_packs
 from jaxsat.stop import Stop
 from jaxsat.train import train_pack
 
@@ -38,6 +38,7 @@ class Jobs:
     measures: Sequence[Measure]
     computed: Sequence[Computed]
     writer: str  # the name of its file of measurements
+    command: str  # that does all of it
     layout: Layout = Layout()
 
     # What is pending, told by what is on disk.
@@ -88,7 +89,15 @@ class Jobs:
 
     # The stages.
 
+    def check_texts(self) -> None:
+        """Raises InputError for a text that is here and is not what was trained on, also where nothing is pending."""
+        runs = {text_key(run): run for pack in self.packs for run in pack.runs if run.id in self.asked}
+        changed = hosts.together(lambda: [key for key, run in runs.items() if self.directory.changed_text(run)])
+        for key in sorted(set().union(*changed)):
+            self.text(runs[key])
+
     def train(self, progress: Progress, tensorboard: bool = False) -> None:
+        self.check_texts()
         packs = hosts.first(lambda: [pack.id for pack in self.untrained()])
         packs = [pack for pack in self.packs if pack.id in packs]
         for pack in packs:  # what is wrong with the layout is said before anything is written
@@ -105,6 +114,7 @@ class Jobs:
             raise InputError(
                 f"not all hosts see {self.directory.path}: --out must be storage that they share, such as gs://BUCKET/DIR"
             )
+        progress("train", 0.0, describe_packs(packs) if packs else "all runs are at their end")
         costs = np.cumsum([0, *(sum(_cost(run) for run in pack.runs) for pack in packs)])
         for i, pack in enumerate(packs):
 
@@ -119,6 +129,7 @@ class Jobs:
             )
 
     def measure(self, progress: Progress) -> None:
+        self.check_texts()
         for best in (False, True):
             if any((m.at == "best") == best for m in self.measures):
                 self._run("measure", self._measure(best, progress))
@@ -132,7 +143,7 @@ class Jobs:
         for pack, todo in pending:
             folder = self.directory.path / "checkpoints" / pack.id
             if not hosts.first(folder.exists):
-                raise InputError(f"{self.directory.path} has no checkpoints of run {pack.runs[0].id}: train first")
+                raise InputError(f"{self.directory.path} has no checkpoints of run {pack.runs[0].id}: {self.command}")
             with Store(folder, [run.id for run in pack.runs]) as store:
                 there = set(store.steps)
                 todo = {step: jobs for step, jobs in todo.items() if step in there}
@@ -164,7 +175,9 @@ class Jobs:
             Stop(f"stopped while it was to {what}") as stop,
             table.Writer(self.directory.path / "measurements", name) as writer,
         ):
-            for rows in jobs:
+            for i, rows in enumerate(jobs):
+                if i == 0:
+                    hosts.first(self.directory.save)
                 if len(rows):
                     writer.add(rows)
                 stop.check()

@@ -55,7 +55,7 @@ class Study:
         i, n = share
         computed = self.experiment.computed[i - 1 :: n]
         self.jobs = Jobs(self.directory, self.packs[i - 1 :: n], frozenset(asked), self.experiment.measures, computed,
-                         f"{i}-of-{n}", layout)  # fmt: skip
+                         f"{i}-of-{n}", self.command + self._out, layout)  # fmt: skip
 
     def _open(self, name: str, scale: str, out: epath.PathLike | None) -> None:
         self.experiment = experiments.load(name, scale)
@@ -72,7 +72,6 @@ class Study:
     # The stages.
 
     def train(self, progress: Progress, tensorboard: bool = False) -> None:
-        progress("train", 0.0, describe_packs(self.packs) if self.packs else "nothing to train")
         self.jobs.train(progress, tensorboard)
 
     def measure(self, progress: Progress) -> None:

@@ -63,6 +63,14 @@ def fingerprint(name: str) -> str:
     return f"{info.full_name} {info.splits['train'].num_examples} {info.splits['train'].num_bytes}"
 
 
+def at_hand(name: str) -> str | None:
+    """The fingerprint of what can be looked at without fetching anything: a file, a corpus of ours; else None."""
+    try:
+        return fingerprint(name) if name in NAMES or _is_file(name) else None
+    except InputError:
+        return None
+
+
 def label(name: str) -> str:
     """What a corpus is called where no path of this machine may stand."""
     if _is_file(name):

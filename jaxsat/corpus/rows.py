@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 
 from jaxsat.config import DataConfig, InputError
 from jaxsat.corpus import tokenizer as bpe
+from jaxsat.corpus.documents import at_hand as documents_at_hand
 from jaxsat.corpus.documents import content_id, documents, fingerprint, label
 from jaxsat.corpus.editions import cache_dir, using_cache
 
@@ -101,6 +102,14 @@ def prepare(
                 if unfinished.exists():
                     unfinished.rmtree()
         return _read(directory, data, context)
+
+
+def at_hand(data: DataConfig) -> list[str | None]:
+    """Fingerprints of texts and tokenizer, as far as they can be looked at without fetching or preparing anything: None
+    for what cannot. Where they are as they were, so is the `identity`."""
+    tokenizer = Path(data.tokenizer)
+    of_file = _sha256(tokenizer.read_bytes()) if tokenizer.is_file() else None
+    return [*map(documents_at_hand, data.corpus), data.tokenizer if data.tokenizer == "bpe" else of_file]
 
 
 def batch_at(corpus: Corpus, seed: int, i: int, batch_size: int, rows: slice = slice(None)) -> np.ndarray:
