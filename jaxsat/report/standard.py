@@ -119,7 +119,7 @@ def _draw_law(results: Results, law: "Law", name: str) -> Figure:
 def _constants(fits: Mapping[str, "Fit"]) -> pd.DataFrame:
     """With an end that is no bound as infinite: zero, below a positive constant, is none."""
     table = tables.constants(fits)
-    unbounded = table["low"].eq(0) & table["high"].gt(0)
+    unbounded = table["low"].eq(0) & table["status"].ne("held")
     return table.assign(low=table["low"].mask(unbounded, -np.inf))
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from etils import epath
+from jaxsat.report.claims import VERDICTS, Claim, from_json, over_seeds
 
 from jaxsat.config import InputError
 from jaxsat.report import figures as F
 from jaxsat.report import page
-from jaxsat.report.claims import VERDICTS, Claim, from_json, over_seeds
 from jaxsat.report.tables import final_losses
 
 CLAIMS = [

@@ -11,7 +11,7 @@ from jaxsat.results import NotMeasured, Results
 
 def test_final_losses_are_the_last_checkpoints(results):
     table = T.final_losses(results, ("main", "budget"))
-    for series, row in table.sample(5, random_state=0).iterrows():
+    for series, row in table.sample(5, random_state=0).iterrows():  # noqa: B007 (the rule names it)
         rows = results.rows("heldout_loss").query("series == @series")
         last = rows.loc[rows["step"].idxmax()]
         assert (row["loss"], row["tokens"], row["lowest"]) == (last["value"], last["tokens"], rows["value"].min())
