@@ -12,42 +12,57 @@ import functools
 import gc
 import json
 import logging
-import operator
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import tensorstore
 from etils import epath
+from orbax.checkpoint import path as orbax_path
 from orbax.checkpoint import v1 as ocp
 
 from jaxsat import hosts
 from jaxsat.config import InputError, ModelConfig, Run, from_dict
 from jaxsat.parallel import abstract_like
+from jaxsat.sweep import Pack
 
 logger = logging.getLogger(__name__)
-for name in ("absl", "asyncio"):  # orbax logs every save, and every error that it raises once more
-    logging.getLogger(name).setLevel(logging.CRITICAL)
+_TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of what is being saved
+_LOUD = ("absl", "asyncio")  # orbax logs every error that it raises once more
+
+
+def quiet() -> None:
+    """For a process of ours alone, such as the command line: leaves out for good what orbax says of errors beside
+    raising them.
+
+    When one array cannot be read, orbax closes its event loops on the reads of all others: each of them would print a
+    traceback of its own, thousands of lines in all. The reads in flight end in threads of tensorstore, which call back
+    into a closed loop, and nothing of ours can wait for them: loops of an own policy that cancel what is left stay
+    silent, but the inner ones are uvloop's (orbax 0.12.8, tried). So some come late, after our calls.
+    """
+    for name in _LOUD:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if getattr(sys.unraisablehook, "func", None) is not _not_of_late_reads:
+        sys.unraisablehook = functools.partial(_not_of_late_reads, sys.unraisablehook)
 
 
 @contextlib.contextmanager
 def _one_error_only() -> Iterator[None]:
-    """When one array cannot be read, orbax closes its event loops on the reads of all others: each of them would print
-    a traceback of its own, thousands of lines in all. The error itself is raised.
-
-    The reads in flight end in threads of tensorstore, which call back into a closed loop, and nothing of ours can wait
-    for them: loops of an own policy that cancel what is left stay silent, but the inner ones are uvloop's (orbax
-    0.12.8, tried). So what they say is left out for good, however late it comes.
-    """
-    if getattr(sys.unraisablehook, "func", None) is not _not_of_late_reads:
-        sys.unraisablehook = functools.partial(_not_of_late_reads, sys.unraisablehook)
-    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # coroutine was never awaited
-        try:
+    """As `quiet`, around a call of ours: other people's loggers and hook are as they were when it ends."""
+    levels, hook = {name: logging.getLogger(name).level for name in _LOUD}, sys.unraisablehook
+    quiet()
+    try:
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # coroutine was never awaited
             yield
-        except KeyError:
-            gc.collect()
-            raise
+    except KeyError:
+        gc.collect()
+        raise
+    finally:
+        sys.unraisablehook = hook
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _not_of_late_reads(hook: Callable[[Any], None], unraisable: Any) -> None:
@@ -60,9 +75,9 @@ class Store:
     """The checkpoints of one pack: the runs `run_ids`, stacked on a leading axis K in this order.
 
     Without `run_ids`, those of whatever runs it holds. Only a `writable` one creates the directory and sweeps what
-    interrupted saves left there. Of many hosts all open it, save and read together; `alone`, this one reads without
-    the others. Raises InputError when the directory holds the checkpoints of other runs, or things that are no
-    checkpoints.
+    interrupted saves left there. `steps` are the complete ones, ascending. Of many hosts all open it, save and read
+    together; `alone`, this one reads without the others. Raises InputError when the directory holds the checkpoints of
+    other runs, or things that are no checkpoints.
     """
 
     def __init__(
@@ -77,14 +92,13 @@ class Store:
         self._together = (lambda f: [f()]) if alone else hosts.together
         first = (lambda f: f()) if alone else hosts.first
         first(lambda: self._check(writable))
-        this = {jax.process_index()}
-        options = {"primary_host": min(this), "active_processes": this, "barrier_sync_key_prefix": f"{min(this)} alone"}
-        self._context = ocp.Context(
-            multiprocessing_options=ocp.options.MultiprocessingOptions(**options if alone else {})
-        )
-        self._checkpointer = None  # it is for all hosts or none
-        if not alone:
-            self._checkpointer = ocp.training.Checkpointer(self.directory, cleanup_tmp_directories=writable)
+        self._context = ocp.Context()
+        if alone:
+            this, among = jax.process_index(), self._context.multiprocessing
+            among.primary_host, among.active_processes = this, {this}
+            among.barrier_sync_key_prefix = f"{this} alone"
+        self._saving: ocp.AsyncResponse[None] | None = None
+        self.steps: list[int] = first(lambda: self._complete_steps(sweep=writable))
         owner = first(lambda: next((r for step in reversed(self.steps) if (r := self._about(step).get("runs"))), None))
         self.run_ids = list(run_ids if run_ids is not None else owner or [])
         if owner not in (None, self.run_ids):
@@ -96,32 +110,34 @@ class Store:
         found = sorted(p.name for p in self.directory.iterdir()) if self.directory.exists() else []
         if not found and not writable:
             raise InputError(f"no checkpoints in {self.directory}: train first")
-        foreign = [name for name in found if not name.endswith(".orbax-checkpoint-tmp")]
+        foreign = [name for name in found if _TEMPORARY not in name]
         if foreign and not any(name.isdigit() for name in foreign):
             raise InputError(
                 f"{self.directory} holds no checkpoint but {', '.join(foreign[:5])}: "
                 "move it away, or choose another directory"
             )
 
-    @property
-    def steps(self) -> list[int]:
-        """Complete steps, ascending."""
-        if self._checkpointer is None:
-            return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
-        return sorted(c.step for c in self._checkpointer.checkpoints)
+    def _complete_steps(self, sweep: bool) -> list[int]:
+        """Ascending; `sweep` removes what interrupted saves left: on object storage a step without its last file."""
+        steps = sorted(orbax_path.step.checkpoint_steps(self.directory)) if self.directory.exists() else []
+        for path in self.directory.iterdir() if sweep and self.directory.exists() else ():
+            if _TEMPORARY in path.name or path.name.isdigit() and int(path.name) not in steps:
+                path.rmtree()
+        return steps
 
+    @_one_error_only()
     def save(self, step: int, state: dict[str, Any], seconds: float) -> None:
         """Saves in the background; `state` may be donated at once. `seconds`: wall time spent so far.
 
         What goes wrong there is raised by the next save, or on closing.
         """
-        self._checkpointer.save_checkpointables_async(
-            step,
-            _parts(state),
-            custom_metadata={"runs": self.run_ids, "seconds": seconds},
-            force=True,
-            overwrite=step in self.unreadable,
-        )
+        self.close()
+        path, about = self.directory / str(step), {"runs": self.run_ids, "seconds": seconds}
+        with self._context:
+            self._saving = ocp.save_checkpointables_async(
+                path, _parts(state), custom_metadata=about, overwrite=step in self.unreadable
+            )
+        self.steps = sorted({*self.steps, step})
 
     def latest(self, abstract: dict[str, Any]) -> tuple[dict[str, Any], float] | None:
         """(state, seconds spent) of the newest step that can be read as `abstract`; None where there is none yet.
@@ -157,30 +173,70 @@ class Store:
 
         Raises InputError when there is no such step, or it cannot be read.
         """
-        if step not in self.steps:
-            raise InputError(f"no checkpoint of step {step} in {self.directory}, only of {self.steps}")
+        self._complete(step)
         if abstract is None:
             abstract = abstract_like(
                 self._stored(step).get("params"), jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             )
-        try:
+        with self._damage_named(step):
             return self._read(step, {"params": abstract})["params"]
-        except KeyError as e:
+
+    @_one_error_only()
+    def params_of(self, run_id: str, step: int) -> Any:
+        """The parameters of one run at `step`, as they are stored, on one device. Of arrays that were written by
+        several devices along axis K only this run's part is read.
+
+        Raises InputError as `params` does, and for a run that is not here.
+        """
+        if run_id not in self.run_ids:
+            raise InputError(f"{self.directory} holds no run {run_id}, only {', '.join(self.run_ids)}")
+        k, path = self.run_ids.index(run_id), self._complete(step)
+        device = jax.local_devices()[0]
+
+        def opened(keys: tuple[Any, ...]) -> Any:
+            name = jax.tree_util.keystr(keys, simple=True, separator=".")
+            kvstore = {"driver": "ocdbt", "base": (path / "params").as_uri() + "/", "path": f"{name}/"}
+            return tensorstore.open(
+                {"driver": "zarr3", "kvstore": kvstore, "fill_missing_data_reads": False}, read=True
+            )
+
+        with self._damage_named(step):
+            stored = self._stored(step).get("params")
+            if stored is None:
+                raise KeyError("params: no readable metadata")
+            arrays = jax.tree.map_with_path(lambda keys, _: opened(keys), stored)
+            reads = jax.tree.map(lambda array: array.result()[k].read(), arrays)
+            return jax.tree.map(lambda read: jax.device_put(read.result(), device), reads)
+
+    def _complete(self, step: int) -> epath.Path:
+        if step not in self.steps:
+            raise InputError(f"no checkpoint of step {step} in {self.directory}, only of {self.steps}")
+        return self.directory / str(step)
+
+    @contextlib.contextmanager
+    def _damage_named(self, step: int) -> Iterator[None]:
+        """KeyError of orbax and ValueError of tensorstore, as InputError."""
+        try:
+            yield
+        except (KeyError, ValueError) as e:
             raise InputError(
                 f"{self.directory / str(step)} cannot be read ({_reason(e)}): remove it to do without it"
             ) from None
 
-    @_one_error_only()
     def _stored(self, step: int) -> dict[str, Any]:
         """Trees of the shapes stored at a step; None for what is damaged."""
-        with self._context:
-            return ocp.checkpointables_metadata(self.directory / str(step)).metadata
+        return self._metadata(step)[0]
 
-    @_one_error_only()
     def _about(self, step: int) -> dict[str, Any]:
         """What `save` noted beside the arrays; empty when that file is damaged."""
-        with self._context:
-            return ocp.checkpointables_metadata(self.directory / str(step)).custom_metadata or {}
+        return self._metadata(step)[1]
+
+    @_one_error_only()
+    def _metadata(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        with self._context, contextlib.suppress(ocp.errors.InvalidLayoutError):  # no file that orbax begins with
+            found = ocp.checkpointables_metadata(self.directory / str(step))
+            return found.metadata, found.custom_metadata or {}
+        return {}, {}
 
     @_one_error_only()
     def _read(self, step: int, parts: dict[str, Any]) -> dict[str, Any]:
@@ -200,9 +256,12 @@ class Store:
         with self._context:
             return {n: ocp.load_checkpointables(path, {n: part})[n] for n, part in parts.items()}
 
+    @_one_error_only()
     def close(self) -> None:
-        if self._checkpointer:
-            self._checkpointer.close()
+        """Waits for the last save."""
+        if saving := self._saving:
+            self._saving = None  # what it raises it raises once
+            saving.result()
 
     def __enter__(self) -> "Store":
         return self
@@ -216,17 +275,33 @@ def load_run(out: epath.PathLike, run_id: str, step: int) -> tuple[ModelConfig, 
 
     On one device of this host, a factored head cut to the run's own rank. Raises InputError.
     """
-    out = epath.Path(out)
-    for directory in sorted((out / "checkpoints").glob("*")):
-        with Store(directory, alone=True) as store:
-            if run_id in store.run_ids:
-                config = from_dict(Run, json.loads((out / "runs" / run_id / "config.json").read_text())).model
-                stacked = store.params(step)
-                params = jax.tree.map(operator.itemgetter(store.run_ids.index(run_id)), stacked)
-                if config.head_rank:
-                    a_DxR, b_RxV = params["head"]["a"], params["head"]["b"]
-                    params["head"] = {"a": a_DxR[:, : config.rank], "b": b_RxV[: config.rank]}
-                return config, params
+    config, directory = _find(epath.Path(out), run_id)
+    with Store(directory, alone=True) as store:
+        params = store.params_of(run_id, step)
+    if config.head_rank:
+        a_DxR, b_RxV = params["head"]["a"], params["head"]["b"]
+        params["head"] = {"a": a_DxR[:, : config.rank], "b": b_RxV[: config.rank]}
+    return config, params
+
+
+def _find(out: epath.Path, run_id: str) -> tuple[ModelConfig, epath.Path]:
+    """(configuration of a run, checkpoints of its pack), from sweep.json; where there is none, from the checkpoints."""
+    sweep = out / "sweep.json"
+    if sweep.exists():
+        try:
+            found = json.loads(sweep.read_text())
+            runs = {id: found["runs"][id] for ids in found["packs"] if run_id in ids for id in ids}
+        except (ValueError, TypeError, KeyError) as e:
+            raise InputError(f"{sweep} is damaged ({type(e).__name__}: {e})") from None
+        if runs:
+            pack = Pack(tuple(from_dict(Run, run, str(sweep)) for run in runs.values()))
+            return from_dict(Run, runs[run_id]).model, out / "checkpoints" / pack.id
+    else:
+        for directory in sorted((out / "checkpoints").glob("*")):
+            with Store(directory, alone=True) as store:
+                if run_id in store.run_ids:
+                    config = json.loads((out / "runs" / run_id / "config.json").read_text())
+                    return from_dict(Run, config).model, directory
     raise InputError(f"{out} holds no checkpoint of run {run_id}")
 
 

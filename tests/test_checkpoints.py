@@ -1,6 +1,10 @@
+import dataclasses
+import json
 import operator
+import pwd
 import resource
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 
 from jaxsat import model
-from jaxsat.checkpoints import Store, load_run
+from jaxsat.checkpoints import Store, load_run, quiet
 from jaxsat.config import InputError, override
 from jaxsat.parallel import abstract_like, make_mesh, per_run
 from jaxsat.sweep import Pack
@@ -152,19 +157,63 @@ def test_of_a_damaged_step_the_one_before_is_read(filled, what, damage, capfd, c
     assert capfd.readouterr().err == ""
 
 
-def test_only_what_its_reads_in_flight_say_late_is_left_out(filled, monkeypatch):
+def test_only_what_its_reads_in_flight_say_late_is_left_out(monkeypatch):
     said = []
     monkeypatch.setattr(sys, "unraisablehook", said.append)
-    for path in (filled / "10").glob("params/ocdbt.process_0/d/*"):
-        truncate(path)
-    with Store(filled, ["r0", "r1"]) as store:
-        store.latest(abstract())
+    for _ in range(2):
+        quiet()
     late, other = (
         SimpleNamespace(exc_value=e, object=None) for e in (RuntimeError("Event loop is closed"), KeyError())
     )
     sys.unraisablehook(late)
     sys.unraisablehook(other)
     assert said == [other] and sys.unraisablehook.args == (said.append,)
+
+
+ALONE = """
+import logging, sys
+
+loggers = [logging.getLogger(name) for name in (None, "absl", "asyncio", "jax", "orbax", "mine")]
+state = lambda: [sys.unraisablehook, *((x.level, x.disabled, x.filters, x.handlers) for x in loggers)]
+import absl.logging, asyncio  # set levels of their own
+
+before, hook = state(), sys.unraisablehook
+import jaxsat.study, jaxsat.checkpoints
+from jaxsat.config import InputError
+
+assert state() == before and sys.unraisablehook is hook
+with jaxsat.checkpoints.Store(sys.argv[1]) as store:
+    store.params(3)
+    try:
+        store.params(10)
+    except InputError as e:
+        print(e)
+assert state() == before and sys.unraisablehook is hook
+"""
+
+
+def test_loggers_and_the_hook_of_others_are_left_alone(filled):
+    """In a process that imports jaxsat, reads a checkpoint, and another that is damaged."""
+    for path in (filled / "10").glob("params/ocdbt.process_0/d/*"):
+        truncate(path)
+    done = subprocess.run([sys.executable, "-c", ALONE, str(filled)], capture_output=True, text=True)
+    assert done.returncode == 0 and "/10 cannot be read" in done.stdout, done.stderr
+
+
+def test_a_user_without_a_name_can_save_and_read(filled, monkeypatch):
+    """As in containers that run as whatever number; damage makes orbax look for more."""
+
+    def unnamed(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unnamed)
+    (filled / "10" / "_CHECKPOINT_METADATA").unlink()
+    with Store(filled, ["r0", "r1"], writable=True) as store:
+        store.save(20, state(20), 7.0)
+    (filled / "20" / "_CHECKPOINT_METADATA").unlink()
+    with Store(filled, ["r0", "r1"]) as store:
+        found, seconds = store.latest(abstract())
+        assert (found["step"], seconds, list(store.unreadable)) == (3, 1.5, [20, 10])
 
 
 def test_a_damaged_step_is_saved_over(filled):
@@ -245,19 +294,78 @@ def test_an_error_while_saving_is_raised_later_and_what_was_complete_still_reads
         assert store.latest(abstract())[1] == 5.0
 
 
-def test_any_run_is_read_alone(trained, tiny_pack):
+@pytest.fixture
+def with_sweep(trained, tiny_pack, tmp_path) -> Path:
+    """The output directory of `tiny_pack` with its sweep.json, and checkpoints of another pack that are none."""
+    shutil.copytree(trained, tmp_path / "out")
+    runs = {run.id: dataclasses.asdict(run) for run in tiny_pack.runs}
+    (tmp_path / "out" / "sweep.json").write_text(json.dumps({"packs": [["0"], list(runs)], "runs": runs}))
+    (tmp_path / "out" / "checkpoints" / "0").mkdir()
+    (tmp_path / "out" / "checkpoints" / "0" / "notes.txt").write_text("no checkpoint")
+    return tmp_path / "out"
+
+
+def test_any_run_is_read_alone(trained, with_sweep, tiny_pack, monkeypatch):
+    """By sweep.json, without a look at other packs or all of its own; and without one."""
     with Store(trained / "checkpoints" / tiny_pack.id) as store:
         stacked = store.params(40)
+    monkeypatch.delattr(Store, "_read")
     for k, run in enumerate(tiny_pack.runs):
-        config, params = load_run(trained, run.id, 40)
         packed = jax.tree.map(operator.itemgetter(k), stacked)
         shapes = jax.eval_shape(lambda run=run: model.init(run.model, jax.random.key(0)))
+        config, params = load_run(with_sweep, run.id, 40)
         assert config == run.model and jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
-        whole, cut = (np.float64(x["a"]) @ np.float64(x["b"]) for x in (packed.pop("head"), params.pop("head")))
+        whole, cut = (np.float64(x["a"]) @ np.float64(x["b"]) for x in (packed.pop("head"), params["head"]))
         np.testing.assert_array_equal(cut, whole)
-        jax.tree.map(np.testing.assert_array_equal, params, packed)
-    with pytest.raises(InputError, match=f"{trained} holds no checkpoint of run nobody"):
-        load_run(trained, "nobody", 40)
+        config, same = load_run(trained, run.id, 40)
+        jax.tree.map(np.testing.assert_array_equal, params, same)
+        assert config == run.model and all(x.devices() == {jax.devices()[0]} for x in jax.tree.leaves(same))
+        jax.tree.map(np.testing.assert_array_equal, {k: v for k, v in params.items() if k != "head"}, packed)
+    for out in (trained, with_sweep):
+        with pytest.raises(InputError, match=f"{out} holds no checkpoint of run nobody"):
+            load_run(out, "nobody", 40)
+        with pytest.raises(InputError, match="no checkpoint of step 41 in .*, only of "):
+            load_run(out, tiny_pack.runs[0].id, 41)
+
+
+def test_of_several_devices_arrays_only_one_runs_part_is_read(tmp_path):
+    w_KxN = np.random.default_rng(0).normal(size=(4, 100_000)).astype(np.float32)
+    mesh = jax.sharding.Mesh(jax.devices()[:4], "pack")
+    w = jax.device_put(w_KxN, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("pack")))
+    with Store(tmp_path, ["r0", "r1", "r2", "r3"], writable=True) as store:
+        store.save(1, {"params": {"blocks": [{"w": w}, {"w": w.astype(jnp.bfloat16)}]}, "step": jnp.int32(1)}, 0.0)
+
+    def bytes_read() -> int:
+        (metric,) = tensorstore.experimental_collect_matching_metrics("/tensorstore/kvstore/file/bytes_read")
+        return metric["values"][0]["value"]
+
+    with Store(tmp_path) as store:
+        before = bytes_read()
+        found = store.params_of("r2", 1)
+        assert bytes_read() - before < 0.3 * w.nbytes * 1.5
+    jax.tree.map(np.testing.assert_array_equal, found, {"blocks": [{"w": w[2]}, {"w": w[2].astype(jnp.bfloat16)}]})
+
+
+@pytest.mark.parametrize("sweep", ["{", "[]", '{"runs": {}}', '{"packs": [["a"]], "runs": {}}', '{"packs": 3}'])
+def test_a_damaged_sweep_is_named(tmp_path, sweep):
+    (tmp_path / "sweep.json").write_text(sweep)
+    with pytest.raises(InputError, match=f"{tmp_path}/sweep.json is damaged"):
+        load_run(tmp_path, "a", 1)
+
+
+def test_a_run_whose_arrays_are_damaged_is_named(filled):
+    for path in (filled / "10").glob("params/ocdbt.process_0/d/*"):
+        truncate(path)
+    with Store(filled, alone=True) as store:
+        for step, what in (
+            (10, rf"{filled}/10 cannot be read \(.*\): remove it to do without it"),
+            (4, "no checkpoint"),
+        ):
+            with pytest.raises(InputError, match=what):
+                store.params_of("r1", step)
+        with pytest.raises(InputError, match=f"{filled} holds no run r2, only r0, r1"):
+            store.params_of("r2", 3)
+        np.testing.assert_array_equal(store.params_of("r1", 3)["w"], state(3)["params"]["w"][1])
 
 
 def test_training_goes_on_from_the_step_before_a_damaged_one(trained, tiny_pack, tiny_corpus, tmp_path):
