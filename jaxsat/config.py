@@ -97,7 +97,7 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
-    clip_norm: float = 1.0
+    clip_norm: float = 1.0  # of the gradient's norm, all parameters together; 0: no clipping
     checkpoint_every: int = 250  # steps; below it at 0 and at the powers of two
 
     @property

@@ -22,7 +22,7 @@ from typing import Any
 
 from jaxsat import measure
 from jaxsat.claims import Claim
-from jaxsat.config import InputError, Run, unknown
+from jaxsat.config import InputError, Preempted, Run, unknown
 from jaxsat.laws import Law
 from jaxsat.measure import Computed, Measure
 from jaxsat.report import Section
@@ -101,11 +101,13 @@ def user_code(file: Path) -> Iterator[None]:
     """Around what runs the user's own lines: what goes wrong in them is said in one line, with its place."""
     try:
         yield
-    except (InputError, MemoryError):
+    except (InputError, Preempted):
         raise
     except SyntaxError as e:
         raise InputError(f"{e.filename}, line {e.lineno}: {e.msg}") from None
     except Exception as e:
+        if isinstance(e, OSError) and not isinstance(e, FileNotFoundError):
+            raise  # a full disk is no slip of theirs
         frames = traceback.extract_tb(e.__traceback__)
         theirs = [f for f in frames if Path(f.filename).parent.resolve() == file.parent.resolve()]
         if not theirs or theirs[-1] is not next(f for f in reversed(frames) if not f.filename.startswith("<")):

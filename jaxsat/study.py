@@ -65,7 +65,7 @@ class Study:
         self.out = epath.Path(out or f"runs/{self.experiment.name}" + ("" if scale == "laptop" else f"-{scale}"))
         self.directory = Directory.open(self.out)
         self.directory.know_settings(parallel.number_settings())
-        asked = {"command": self.command + self._out, "parts": self.experiment.parts}
+        asked = {"command": self.command, "parts": self.experiment.parts}
         self.directory.experiments[key] = asked
         self.name = key
 

@@ -112,10 +112,28 @@ def test_a_second_time_only_the_path_is_new(log, home, capfd):
 
 def test_report_rebuilds_and_fit_prints(log, home, capfd):
     page = home / "runs" / "mine" / "report" / "index.html"
-    before, text = page.stat().st_mtime_ns, page.read_bytes()
+    text = page.read_bytes()
+    shutil.rmtree(page.parent)
     assert main(["report", "mine.py"]) == main(["fit", "mine.py"]) == 0
-    assert page.stat().st_mtime_ns > before and page.read_bytes() == text
+    assert page.read_bytes() == text
     assert "mine.py fits no laws" in capfd.readouterr().out
+
+
+def test_a_report_goes_where_it_is_told_to(log, home, capfd, tmp_path):
+    before = files(home / "runs")
+    assert main(["report", "mine.py", "--to", str(tmp_path / "page")]) == 0
+    assert capfd.readouterr().out.splitlines()[-1] == str(tmp_path / "page" / "index.html")
+    assert files(home / "runs") == before
+
+
+def test_dry_run_says_what_is_pending_and_stops(log, home, edited, capfd):
+    before = files(home / "runs")
+    more = edited("[0, 1]", "[0, 1, 2]")
+    assert main(["reproduce", more, "--out", "runs/mine", "--dry-run"]) == 0
+    said = capfd.readouterr().out
+    assert "train 2 runs in 1 packs" in said and "measure loss (version 1) of 14 checkpoints" in said
+    assert main(["train", more, "--out", "new", "--dry-run"]) == 0 and "train 7 runs" in capfd.readouterr().out
+    assert files(home / "runs") == before and not (home / "new").exists()
 
 
 def test_stages_one_at_a_time_where_told(log, tmp_path, capfd):
@@ -123,7 +141,7 @@ def test_stages_one_at_a_time_where_told(log, tmp_path, capfd):
     assert main(["train", "mine.py", "--out", str(out), "--tensorboard"]) == 0
     assert {p.name for p in out.iterdir()} == {"sweep.json", "runs", "checkpoints"}
     assert list(out.glob("runs/*/tensorboard/*"))
-    assert main(["measure", "mine.py", "--out", str(out)]) == 0 and (out / "measurements.parquet").exists()
+    assert main(["measure", "mine.py", "--out", str(out)]) == 0 and (out / "measurements" / "1-of-1.parquet").exists()
     assert "index.html" not in capfd.readouterr().out
 
 
@@ -197,7 +215,8 @@ def test_a_wrong_experiment(edited, wrong, home, old, new, said):
         (["reproduce", "saturatoin"], "unknown experiment 'saturatoin'; did you mean 'saturation'"),
         (["reproduce", "nothing.py"], "no file nothing.py"),
         (["measure", "mine.py", "--out", "new"], "no checkpoints of run"),
-        (["report", "mine.py", "--out", "new"], "no measurements yet"),
+        (["report", "mine.py", "--out", "new"], "no measurements of mine yet"),
+        (["fit", "mine.py", "--out", "new"], "no measurements of mine yet"),
         (["reproduce", "mine.py", "--out", "words.txt"], "words.txt is a file: choose another --out"),
         (["reproduce", "mine.py", "--out", "words.txt/out"], "Not a directory: words.txt/out"),
         (["reproduce", "mine.py", "--out", "."], "is not empty and holds no sweep.json"),
@@ -209,13 +228,6 @@ def test_wrong_names(wrong, argv, said):
     assert said in wrong(*argv)
 
 
-def test_a_directory_of_another_sweep(finished, edited, wrong):
-    before = files(finished)
-    said = wrong("reproduce", edited("steps=20", "steps=30"), "--out", str(finished))
-    assert f"{finished} holds another sweep (mine at scale laptop with 5 runs)" in said
-    assert files(finished) == before
-
-
 def test_a_checkpoint_directory_of_another_model(finished, edited, wrong):
     with contextlib.redirect_stdout(io.StringIO()):
         other = finished.parent / "other"
@@ -223,7 +235,7 @@ def test_a_checkpoint_directory_of_another_model(finished, edited, wrong):
     (theirs,), (ours,) = other.glob("checkpoints/*"), finished.glob("checkpoints/*")
     shutil.rmtree(ours)
     shutil.copytree(theirs, ours)
-    (finished / "measurements.parquet").unlink()
+    shutil.rmtree(finished / "measurements")
     before = files(finished)
     for stage in ("train", "measure"):
         assert "holds checkpoints of other runs" in wrong(stage, "mine.py", "--out", str(finished))
@@ -242,11 +254,26 @@ def test_a_disk_that_is_full_or_closed(edited, wrong, code, said):
     assert said in wrong("reproduce", edited("return [", f"{raising}\n    return ["))
 
 
-def test_what_is_a_bug_stays_one(edited):
+def test_what_is_a_bug_of_ours_stays_one(home, monkeypatch):
+    monkeypatch.setattr("jaxsat.study.Study.train", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        main(["reproduce", edited("return [", "1 / 0\n    return [")])
-    with pytest.raises(FileNotFoundError):
-        main(["reproduce", edited("return [", "open('nowhere')\n    return [")])
+        main(["reproduce", "mine.py"])
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ("return [", "1 / 0\n    return [", "edited.py, line 13: ZeroDivisionError: division by zero"),
+        ("return [", "open('nowhere')\n    return [", "edited.py, line 13: FileNotFoundError:"),
+        ("width=8", "widht=8", "edited.py, line 8: TypeError: ModelConfig.__init__() got an unexpected keyword"),
+        ("def sweeps(scale)", "def sweeps()", "sweeps must be a function of one argument, the scale"),
+        ('"seed": [0, 1]', '"seed": 3', "seed = 3: an axis is a list of values, such as [3]"),
+        ('Sweep("main", base, small)', "Sweep(base, small)", "needs a name, a base Run and points"),
+        ("from jaxsat.sweep", "import helperr\nfrom jaxsat.sweep", "edited.py, line 4: no module 'helperr'"),
+    ],
+)  # fmt: skip
+def test_a_slip_in_the_users_file_is_one_line(edited, wrong, old, new, said):
+    assert said in wrong("train", edited(old, new))
 
 
 @pytest.mark.parametrize(
@@ -301,4 +328,4 @@ def test_a_signal_in_training(edited, tmp_path, number, code, said):
         process.send_signal(number)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == code and said in stderr and stderr.count("\n") == 1
-    assert json.loads((out / "sweep.json").read_text())["experiment"] == "edited"
+    assert list(json.loads((out / "sweep.json").read_text())["experiments"]) == ["edited-laptop"]

@@ -15,6 +15,7 @@ from jaxsat import hosts, model
 from jaxsat.checkpoints import Store
 from jaxsat.config import Layout, ModelConfig, Run
 from jaxsat.corpus import Corpus
+from jaxsat.evaluate import exact
 from jaxsat.measure import table
 from jaxsat.measure.measure import Checkpoint, Heldout, Measure, heldout, values
 from jaxsat.parallel import abstract_like, make_mesh, over_runs, pack_layout, per_run, put, state_shardings
@@ -44,7 +45,7 @@ def measured(
         if finish:
             yield before, finish()
         traced = {m: runs for m, runs in todo[step] if m.traced}
-        with jax.default_matmul_precision("highest"):
+        with exact():
             args = (pack.model, text.n_units, mesh, params_K, rank_K, text.tokens_NxBxT1, text.unit_NxBxT)
             found = {m: _traced(m.of, *args) for m in traced}
         if jax.process_count() > 1:  # reading asks the other processes: never two programs of several at once
@@ -98,7 +99,7 @@ def _finish(pack, store, corpus, text, step, params_K, traced, found, plain) -> 
     for measure, run in mine:
         params = own(pack, params_K, run)
         c = Checkpoint(run.model, params, run.model.rank, text, run, step, step * run.tokens_per_step, corpus)
-        with jax.default_matmul_precision("highest"):
+        with exact():
             frames.append(_rows(measure, run, step, measure.of(c)))
     return pd.concat(frames, ignore_index=True) if frames else table.empty()
 
