@@ -52,7 +52,7 @@ class Options:
     group: MaybeColumn = None
     """Resample whole groups of rows, such as seeds or runs, not rows."""
     misfit: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: as the rows tell)")] = None
-    """How far a group, or a row, lies off the law (standard deviation, 0.01 for 1 %), where they are too few to tell."""
+    """How far a group, or a row, lies off the law (standard deviation; 0.01 is 1 %), where they are too few to tell."""
     level: float = 0.9
     """Of every interval."""
     seed: int = 0

@@ -91,7 +91,8 @@ class Fit:
         Without bounds where the groups tell nothing of the noise.
         """
         if np.isinf(self.noise).any():
-            samples, extremes = np.full((2, *np.shape(value)), -np.inf), np.full((1, *np.shape(value)), np.inf)
+            ends = (np.full(np.shape(value), end) for end in (-np.inf, np.inf))
+            return Interval(*(v if np.ndim(v) else float(v) for v in (value, *ends)))
         low, high = np.quantile(samples, self.quantiles, axis=0)
         low = np.concatenate([low[None], extremes]).min(axis=0)
         high = np.concatenate([high[None], extremes]).max(axis=0)
@@ -299,7 +300,7 @@ def _units(rows: int, groups: ArrayLike | None) -> np.ndarray:
     if len(unit_R) != rows:
         raise InputError(f"groups has {len(unit_R)} labels for {rows} rows")
     if len(labels) < 2:
-        raise InputError(f"groups are all {labels[0]!r}: a bootstrap over groups needs at least 2")
+        raise InputError(f"groups are all {labels[0]}: a bootstrap over groups needs at least 2")
     return unit_R
 
 

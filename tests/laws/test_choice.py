@@ -110,6 +110,13 @@ def test_what_cannot_be_compared(forms, message):
         choose(forms, inputs, loss)
 
 
+def test_a_name_to_hold_that_no_form_has_is_an_error():
+    inputs, loss = rungs()
+    assert choose([power_law, power_law_floor], inputs, loss, hold={"E": 1.5}).winner == "power_law_floor"
+    with pytest.raises(InputError, match="unknown constant in hold 'aplha'; did you mean 'alpha'"):
+        choose([power_law, power_law_floor], inputs, loss, hold={"aplha": 0.3})
+
+
 def test_the_published_rows_prefer_two_power_laws_and_a_floor(shared_data):
     table = pd.read_csv(shared_data / "scaling_chinchilla" / "svg_extracted_data.csv")
     n = table["Model Size"].to_numpy()

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from scipy.optimize import curve_fit, minimize
 
 from jaxsat.config import InputError
-from jaxsat.laws import Constant, Form, chinchilla, fit, held_out, power_law, power_law_floor
-from jaxsat.laws.fit import _rejected
+from jaxsat.laws import FORMS, Constant, Form, chinchilla, fit, held_out, power_law, power_law_floor
+from jaxsat.laws.noise import Noise
+from jaxsat.laws.objective import objective
 
 # Few starts for data that are easy, so that tests are quick; the published grid is tried on the published data.
 STARTS = {"E": (0.6, 1.6), "A": (1, 2e4, 5e8), "B": (1, 2e4, 5e8), "alpha": (0.2, 0.6), "beta": (0.2, 0.6)}
@@ -195,6 +196,106 @@ def test_intervals_do_not_depend_on_the_unit_of_weights():
         assert other.constants[name] == pytest.approx(one.constants[name], rel=1e-3)
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e9])
+def test_the_unit_of_equal_weights_changes_nothing_but_the_objective(unit):
+    """Weights of 1e-9 once ended every start where it began."""
+    inputs, loss = draw()
+    one, other = (fit(QUICK, inputs, loss, weights=np.full(60, w), bootstrap=50) for w in (1.0, unit))
+    assert other.converged and values(other) == pytest.approx(values(one), rel=1e-9)
+    assert other.objective == pytest.approx(unit * one.objective)
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e-9, 1e12])
+@pytest.mark.parametrize("form", [power_law, power_law_floor, QUICK, FORMS["kaplan"]])
+def test_the_unit_of_an_input_does_not_matter(form, unit):
+    """Parameters counted in billions, or FLOPs."""
+    inputs, loss = draw()
+    inputs = {form.inputs[0]: inputs["N"]} | ({"D": inputs["D"]} if "D" in form.inputs else {})
+    one = fit(form, inputs, loss, bootstrap=20)
+    other = fit(form, {name: x * unit for name, x in inputs.items()}, loss, bootstrap=20)
+    assert other.objective == pytest.approx(one.objective, rel=1e-5)
+    there = {name: 3 * x.max() for name, x in inputs.items()}
+    expected = one.predict(**there).value
+    assert other.predict(**{name: x * unit for name, x in there.items()}).value == pytest.approx(expected, rel=1e-3)
+
+
+def broken(x, break_at):
+    return 0.5 + 4 / (x / break_at * 1e3) ** 0.1 * (1 + (x / break_at) ** (1 / 0.3)) ** (-0.25 * 0.3)
+
+
+@pytest.mark.parametrize("break_at", [1e3, 1e20])
+def test_a_break_is_found_in_any_unit_as_scipy_finds_it(break_at):
+    """Losses against FLOPs: starts of x1 that end at 1e13 once left an objective 79 times scipy's."""
+    x = break_at * np.geomspace(1e-3, 1e3, 25)
+    loss = broken(x, break_at) * np.exp(np.random.default_rng(0).normal(0, 0.003, 25))
+    fitted = fit(FORMS["broken_power_law"], {"x": x}, loss, bootstrap=20)
+
+    def theirs(theta):
+        e, a, c0, c1, x1, f1 = theta
+        u = np.log(x / break_at)
+        fit = np.exp(e) + np.exp(a - c0 * u - c1 * np.exp(f1) * np.logaddexp(0, (u - x1) / np.exp(f1)))
+        r = np.abs(np.log(loss / fit))
+        return 1e6 * np.where(r <= 1e-3, r * r / 2, 1e-3 * (r - 5e-4)).sum()
+
+    truth = [np.log(0.5), np.log(4 / 1e3**0.1), 0.1, 0.25, 0.0, np.log(0.3)]
+    options = {"maxiter": 20_000, "maxfev": 20_000, "xatol": 1e-9, "fatol": 1e-9}
+    scipy = minimize(theirs, truth, method="Nelder-Mead", options=options).fun / 1e6
+    assert fitted.converged and fitted.objective <= scipy * (1 + 1e-4)
+    assert fitted.predict(x=1e4 * break_at).value == pytest.approx(broken(1e4 * break_at, break_at), rel=0.05)
+
+
+def test_a_bad_optimum_is_not_called_converged():
+    """One start, from which the break is out of reach; and a law of another kind than the rows."""
+    x = 1e20 * np.geomspace(1e-3, 1e3, 25)
+    loss = broken(x, 1e20) * np.exp(np.random.default_rng(0).normal(0, 0.003, 25))
+    starts = {"E": (1.0,), "A": (1.0,), "c0": (0.0,), "c1": (-0.3,), "x1": (1e3,), "f1": (0.3,)}
+    form = FORMS["broken_power_law"]
+    far = replace(form, constants=tuple(replace(c, starts=starts[c.name]) for c in form.constants))
+    found = fit(far, {"x": x}, loss, bootstrap=20, hold={"c0": 0.0, "x1": 1e3, "f1": 0.3})
+    assert found.roughness > 10 and not found.converged and found.document()["converged"] is False
+    good = fit(form, {"x": x}, loss, bootstrap=20)
+    assert good.converged and good.roughness < 2
+
+
+def test_a_better_optimum_that_a_profile_finds_is_taken():
+    """Both starts lead to the worse of two valleys, at -1; the ladder of the constant reaches the other."""
+    form = Form(
+        "two valleys",
+        "L = 1 - exp(-(u - 2)^2)/2 - 0.3 exp(-(u + 1)^2/4) + x/1000",
+        "this test",
+        ("x",),
+        (Constant("u", (-4, -1), positive=False),),
+        lambda c, x: jnp.log(
+            1 - jnp.exp(-((c["u"] - 2) ** 2)) / 2 - 0.3 * jnp.exp(-((c["u"] + 1) ** 2) / 4) + x["x"] / 1000
+        ),
+    )
+    x = np.arange(1.0, 9)
+    grid = objective(form, {"x": x}, 0.5 + x / 1000, None, 1e-3, None).minima_from_grid(np.ones((1, 8)))
+    assert grid.x_KxP[0, 0] < 0 and grid.converged_K[0] and grid.f_K[0] > 2e-3
+    fitted = fit(form, {"x": x}, 0.5 + x / 1000, bootstrap=20)
+    assert fitted.constants["u"].value == pytest.approx(1.6749, abs=1e-3) and fitted.objective < 1e-12
+    assert fitted.converged and fitted.samples["u"] == pytest.approx(1.6749, abs=1e-3)
+
+
+def test_constants_of_rows_without_noise_are_fitted_not_held():
+    loss = np.linspace(2, 4.5, 30)
+    fitted = fit(FORMS["accuracy_linear"], {"loss": loss}, 0.9 - 0.3 * loss + 1, bootstrap=50, hold={"a": 1.9})
+    assert fitted.held == ("a",) and fitted.status("a") == "held" and fitted.status("b") == "fitted"
+    assert list(fitted.covariance) == ["b"]
+
+
+def test_intervals_of_new_losses_hold_nine_in_ten_with_few_rows_too():
+    """Residuals of 8 rows and 3 constants are a fifth too small."""
+    x, hits = np.geomspace(1e5, 1e9, 8), []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        loss = (1.5 + 40 / x**0.3) * np.exp(rng.normal(0, 0.01, 8))
+        new = fit(power_law_floor, {"x": x}, loss, bootstrap=50, seed=seed).predict_new(x=x)
+        again = (1.5 + 40 / x**0.3) * np.exp(rng.normal(0, 0.01, 8))
+        hits.append(((new.low < again) & (again < new.high)).mean())
+    assert 0.86 < np.mean(hits) < 0.97, np.mean(hits)
+
+
 def test_linear_residuals_are_of_losses():
     """With a delta above them all it is least squares, which scipy knows."""
     rng, x = np.random.default_rng(0), np.geomspace(1e5, 1e9, 400)
@@ -224,6 +325,54 @@ def test_groups_are_resampled_whole():
     assert by_seed.low < 50 / 1e8**0.15 < by_seed.high
 
 
+def widths(count, seed, misfit=0.01, noise=0.003):
+    """Of each width three budgets and two seeds, which share its misfit: inputs, losses, widths."""
+    rng = np.random.default_rng(seed)
+    sizes = 18e3 * 2.3 ** np.arange(count)
+    n, d, _ = (a.ravel() for a in np.meshgrid(sizes, [384e3, 768e3, 1536e3], [0, 1], indexing="ij"))
+    width = np.repeat(np.arange(count), 6)
+    off = rng.normal(0, misfit, count)[width] + rng.normal(0, noise, len(n))
+    return {"N": n, "D": d}, law(FLAT, n, d) * np.exp(off), width
+
+
+def held_at(count, draws, **options):
+    """How often the law within the sizes, and at the next, lies in its interval."""
+    inside = np.zeros(2)
+    for seed in range(draws):
+        inputs, loss, width = widths(count, seed)
+        groups = {"groups": width} if options.pop("grouped", True) else {}
+        fitted = fit(QUICK, inputs, loss, bootstrap=100, seed=seed, **groups, **options)
+        n = 18e3 * 2.3 ** np.array([(count - 1) / 2, count])
+        curve = fitted.predict(N=n, D=1e6)
+        inside += (curve.low <= law(FLAT, n, 1e6)) & (law(FLAT, n, 1e6) <= curve.high)
+    return inside / draws
+
+
+def test_intervals_of_few_groups_hold():
+    """40 draws of 4 widths: where 90 % hold, 31 do but for a chance of 1 %. Rows resampled alone held 58 %, three
+    groups resampled 47 %."""
+    assert (held_at(4, 40) >= 31 / 40).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count, options", [(3, {"misfit": 0.01}), (4, {}), (6, {}), (12, {})])
+def test_intervals_of_groups_hold_in_85_of_100_draws(count, options):
+    assert (held_at(count, 100, **options) >= 0.85).all()
+
+
+def test_groups_no_more_than_the_constants_that_tell_them_apart_bound_nothing():
+    inputs, loss, width = widths(3, 0)
+    fitted = fit(QUICK, inputs, loss, groups=width, bootstrap=50)
+    curve = fitted.predict(N=1e6, D=1e6)
+    assert curve.low == -math.inf and curve.high == math.inf and set(fitted.unidentified) == set(QUICK.names)
+    new = fitted.predict_new(N=1e6, D=1e6)
+    assert new.low == 0 and new.high == math.inf
+    point = json.loads(fitted.to_json([{"N": 1e6, "D": 1e6}]), parse_constant=pytest.fail)["predictions"][0]
+    assert point["low"] is None and point["high"] is None and point["value"] == pytest.approx(curve.value)
+    told = fit(QUICK, inputs, loss, groups=width, misfit=0.01, bootstrap=50).predict(N=1e5, D=1e6)
+    assert 0 < told.low < told.value < told.high < 2 * told.low
+
+
 def test_a_constant_that_the_data_cannot_identify_is_unbounded_and_so_is_what_depends_on_it():
     inputs, _ = draw()
     one_budget = np.full(60, 1e10)
@@ -245,10 +394,11 @@ def test_a_floor_in_a_flat_valley_is_anything_in_the_valley():
     fitted = fit(QUICK, inputs, loss)
     floor = fitted.constants["E"]
     assert floor.low == 0 and 2.5 < floor.high < loss.min() and "E" in fitted.unidentified
-    for factor, rejected in ((0.99, False), (1.01, True)):  # the end is where the test begins to reject, not a rung
+    best = np.array([c.value if name in ("alpha", "beta") else np.log(c.value) for name, c in fitted.constants.items()])
+    noise = Noise(objective(QUICK, inputs, loss, None, 1e-3, None), best, np.ones(18), np.arange(18), None)
+    for factor, admitted in ((0.99, True), (1.01, False)):  # the end is where the test begins to reject, not a rung
         held = fit(QUICK, inputs, loss, hold={"E": factor * floor.high}, bootstrap=20)
-        rise = held.objective - fitted.objective
-        assert _rejected(rise, fitted.residuals, 1e-3, 5, 0.9) == rejected
+        assert noise.admits(held.objective, fitted.objective, 0.9) == admitted
     curve, _, extremes = fitted.curves(N=[1e5, 1e6], D=[1e6, 1e9])
     assert extremes[fitted.extremes["E"] > 2.5].min(axis=0)[1] > 1.1 * curve[1]  # far away the floor tells
     assert (fitted.predict(N=1e6, D=1e9).high >= extremes[:, 1]).all()
@@ -362,6 +512,7 @@ def test_bad_input_is_named(change, message):
         ({"residuals": "lin"}, "unknown residuals 'lin'; did you mean 'linear'"),
         ({"delta": 0.0}, "delta = 0.0: must be a positive finite number"),
         ({"level": 1.0}, "level = 1.0: must be between 0 and 1"),
+        ({"misfit": 0.0}, "misfit = 0.0: must be between 0 and 1, such as 0.003"),
     ],
 )
 def test_bad_options_are_named(options, message):

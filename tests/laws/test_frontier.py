@@ -93,10 +93,30 @@ def test_a_budget_without_a_minimum_is_left_out():
     seen = ~((flops == 1e17) & (n > np.sort(n[flops == 1e17])[2]))  # its three smallest
     assert isoflop(flops[seen], n[seen], loss[seen]).left_out == (1e17,)
     few = np.isin(flops, [1e17, 1e18])
-    with pytest.raises(InputError, match="2 budgets have a minimum within their points: a power law needs three"):
+    with pytest.raises(InputError, match="2 budgets have a minimum within their points: a power law needs three$"):
         isoflop(flops[few], n[few], loss[few])
     with pytest.raises(InputError, match="must be positive finite numbers"):
         isoflop(flops, -n, loss)
+
+
+def test_a_budget_whose_parabola_is_concave_is_left_out():
+    """Its lowest point is an inner one, and the five nearest bend down: the optimum was once a random number."""
+    flops, n, loss = isoflops()
+    at = np.flatnonzero(flops == 1e20)
+    loss[at] = 3 + np.array([0.0, 0.30, 0.02, 0.31, 0.01, 0.30, 0.03, 0.29, 0.0])[np.argsort(np.argsort(n[at]))] * -1
+    concave = [isoflop(flops, n, loss, seed=seed, bootstrap=50) for seed in (0, 1, 2)]
+    assert {found.left_out for found in concave} == {(1e20,)}
+    assert len({found.exponent.value for found in concave}) == 1
+    assert len({tuple(found.optima["N"]) for found in concave}) == 1
+
+
+def test_losses_at_one_size_are_averaged():
+    flops, n, loss = isoflops(noise=0.002)
+    once = isoflop(flops, n, loss, bootstrap=50)
+    off = np.where(np.arange(len(n)) % 2, 1.001, 0.999)
+    twice = isoflop(*(np.concatenate([a, b]) for a, b in ((flops, flops), (n, n), (loss * off, loss * (2 - off)))))
+    pd.testing.assert_frame_equal(twice.optima[["flops", "N", "D", "loss"]], once.optima[["flops", "N", "D", "loss"]])
+    assert twice.exponent.value == pytest.approx(once.exponent.value)
 
 
 def test_the_published_optimum_of_the_replication(shared_data):
