@@ -298,7 +298,7 @@ def _parts(chart: Chart, rows: pd.DataFrame, results: Results) -> list[str]:
 
 
 def _order(values: pd.Series, largest_first: bool = False) -> list:
-    """Distinct values: numbers by size, then names by alphabet, but sizes of models in the order met, which is theirs."""
+    """Distinct values: numbers by size, then names by alphabet, but sizes of models as met, which is in order."""
     found = list(dict.fromkeys(values))
     numbers = [v for v in found if isinstance(v, int | float | np.number) and not isinstance(v, bool)]
     others = [v for v in found if v not in numbers]

@@ -1,24 +1,47 @@
+import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from etils import epath
-from jaxsat.report.claims import VERDICTS, Claim, from_json, over_seeds
 
+from jaxsat.claims import Claim, Estimate, Judged, Paper, above, judge
 from jaxsat.config import InputError
-from jaxsat.report import figures as F
-from jaxsat.report import page
-from jaxsat.report.tables import final_losses
+from jaxsat.report import Chart, Drawing, Section, Table, page, standard, tables
+from jaxsat.results import NotMeasured, Results
 
-CLAIMS = [
-    Claim(origin, "Stated with <b>marks</b>", "8 %", origin, over_seeds([0.1, 0.2], "%"), verdict, "So.", "jaxsat x")
-    for origin, verdict in zip(("secondary", "recalled", "derived"), VERDICTS, strict=True)
+GODEY = Paper("godey2024", "Godey et al.", 2024, "Why do small models underperform?", "arXiv:2404.07647")
+OTHER = Paper("other2026", "Other et al.", 2026, "Geometry", "arXiv:2602.20433")
+PROVENANCE = {"jaxsat": "0.1.0", "corpus": "sha256 0f3a & more"}
+EMPTY = Results("laptop", pd.DataFrame(), pd.DataFrame())
+
+
+def missing(results: Results) -> Estimate:
+    raise NotMeasured("document_loss of probe")
+
+
+def claim(id: str, value=None, low=None, high=None, n=12, *, needs="", kind="paper", paper=GODEY, origin="secondary"):
+    estimate = missing if value is None else lambda r: Estimate(value, low, high, "%", "rise of the loss over runs", n)
+    says = f"The loss <goes> up by more than 0.2 %: {id}."
+    return Claim(id, says, paper, "8 %", origin, estimate, above(0.2), lambda r: needs, kind=kind)
+
+
+JUDGED = [
+    judge(each, EMPTY)
+    for each in (
+        claim("up", 1.2, 0.4, 2.1),
+        claim("down", -1.2, -1.5, -0.3),
+        claim("between", 1.0, -math.inf, 2.3),
+        claim("untested", 1.0, 0.5, 2.0, needs="no run has seen 21,000 tokens a parameter: `jaxsat plan`"),
+        claim("unmeasured"),
+        claim("later", 2.0, 1.0, 3.0, kind="follow-up", paper=OTHER),
+        claim("theorem", 2.0, 1.9, 2.1, kind="check", origin="derived"),
+    )
 ]
-CONTENT = ("Saturation <1>", "One.\n\nTwo.")
-PROVENANCE = {"jaxsat": "0.1.0", "corpus": "sha256 0f3a & more", "wall time": "9 min"}
+COMMANDS = {"command": "jaxsat reproduce x", "larger": "jaxsat reproduce x --scale workstation"}
 
 
 class Page(HTMLParser):
@@ -28,14 +51,17 @@ class Page(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.loads, self.links, self.ids, self.text, self.open = [], [], [], "", []
+        self.loads, self.links, self.ids, self.references, self.text, self.open = [], [], [], [], "", []
         self.feed(text)
+        self.text = " ".join(self.text.split())
 
     def handle_starttag(self, tag, attrs):
+        self.text += " "
         attrs = dict(attrs)
         loading = ("src", "srcset", "data", "poster") if tag not in ("a",) else ()
         self.loads += [attrs[k] for k in loading if k in attrs] + ([attrs["href"]] if tag == "link" else [])
-        self.loads += [v for k, v in attrs.items() if k in ("href", "xlink:href") and tag in ("use", "image")]
+        self.references += [attrs["href"][1:]] if tag == "use" else []
+        self.references += [attrs["clip-path"][5:-1]] if "clip-path" in attrs else []
         self.links += [attrs["href"]] if tag == "a" else []
         self.ids += [attrs["id"]] if "id" in attrs else []
         if tag not in self.VOID:
@@ -54,28 +80,32 @@ class Page(HTMLParser):
             self.text += data
 
 
-def files(folder: epath.Path) -> set[str]:
+def files(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in Path(folder).rglob("*") if p.is_file()}
 
 
-def sections(measurements, runs):
-    main = runs[runs["part"] == "main"]
-    losses = final_losses(measurements, main)
-    drawn = F.loss_against_rank(measurements, main)
+def sections() -> list[Section]:
+    rank, spectra = standard.head("main").items[:2]
+    losses = lambda r: tables.final_losses(r, "main")
+    nothing = Drawing("law", "The law.", lambda r: r.law("L(N, D)"), losses)
     return [
-        page.Section("Rank", "First.\n\nSecond.", [page.Figure("rank", "Loss against rank & more.", drawn, losses)]),
-        page.Section("Spectra", figures=[page.Figure("spectra", "Spectra.", F.head_spectra(measurements, main))]),
-        page.Section(
-            "Absent", "", [page.Figure("law", "The law.", None)], [page.Table("none", "Empty.", pd.DataFrame())]
-        ),
-        page.Section("Numbers", tables=[page.Table("final", "Final losses.", losses)]),
+        Section("Rank", rank, text="First.\n\nSecond, of `main`."),
+        Section("Spectra <1>", spectra, text=lambda r: f"{len(r.runs)} runs."),
+        Section("Absent", nothing, Chart("exact_match"), Table("none", "Empty.", lambda r: pd.DataFrame({"x": []}))),
+        Section("Numbers", Table("final", "Final losses.", losses), text=lambda r: r.law("text").form.name),
     ]
 
 
+def write(folders, results=EMPTY, sections=(), title="Title", **more):
+    page.write(folders, title, "One.\n\nTwo, by `jaxsat`.", sections, JUDGED, PROVENANCE, results, **COMMANDS, **more)
+    return folders[0] / "index.html"
+
+
 @pytest.fixture(scope="module")
-def written(tables, tmp_path_factory):
-    out = epath.Path(tmp_path_factory.mktemp("run")) / "report"
-    return page.write(out, *CONTENT, sections(*tables), CLAIMS, PROVENANCE)
+def written(results, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    notices = ["run 3fa diverged at step 120 <b>", "trained with two versions of jax"]
+    return write([out / "reports" / "x-laptop", out / "report"], results, sections(), notices=notices, sources="abc123")
 
 
 @pytest.fixture(scope="module")
@@ -83,115 +113,143 @@ def parsed(written):
     return Page(written.read_text())
 
 
-def test_every_file_is_there(written):
-    drawn = {f"figures/{name}.{kind}" for name in ("rank", "spectra") for kind in ("pdf", "png")}
-    assert files(written.parent) == drawn | {
-        "index.html",
-        "claims.json",
-        "figures/rank.csv",
-        "tables/final.csv",
-        "tables/none.csv",
-    }
-    assert written.name == "index.html" and [p.name for p in written.parent.parent.iterdir()] == ["report"]
+def test_every_file_is_there_in_every_folder(written):
+    names = ("loss_against_rank", "head_spectra")
+    drawn = {f"figures/{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")}
+    expected = drawn | {"index.html", "claims.json", "tables/final.csv", "tables/none.csv"}
+    other = written.parents[2] / "report"
+    assert files(written.parent) == files(other) == expected
+    assert all((other / name).read_bytes() == (written.parent / name).read_bytes() for name in expected)
+    assert [p.name for p in written.parents[1].iterdir()] == ["x-laptop"]
 
 
 def test_the_page_loads_nothing_and_its_links_lead_somewhere(written, parsed):
-    assert [load for load in parsed.loads if not load.startswith(("#", "data:"))] == []
-    assert not re.search(r"https?://|@import|url\((?!#)", written.read_text().replace("http://www.w3.org", ""))
+    assert [load for load in parsed.loads if not load.startswith("data:")] == []
+    assert not re.search(r"https?://|@import|url\((?!#)", written.read_text())
     for link in parsed.links:
         assert link[1:] in parsed.ids if link.startswith("#") else (written.parent / link).exists()
     assert parsed.open == [] and len(written.read_bytes()) < 3_000_000
 
 
-def test_ids_are_unique_and_references_resolve(written, parsed):
-    assert len(parsed.ids) == len(set(parsed.ids))
-    for reference in re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', written.read_text()):
-        assert "".join(reference) in parsed.ids
+def test_ids_are_unique_and_references_resolve(parsed):
+    assert len(parsed.ids) == len(set(parsed.ids)) and parsed.references
+    assert set(parsed.references) <= set(parsed.ids)
 
 
-def test_the_page_says_what_was_found(parsed):
-    text = " ".join(parsed.text.split())
-    assert "1 of the 2 claims that this scale can test was reproduced; 1 more needs a larger one." in text
-    assert "Saturation <1>" in text and "Stated with <b>marks</b>" in text and "sha256 0f3a & more" in text
-    assert "0.15 [0.10, 0.20] %" in text and "range of 2 seeds" in text
-    assert text.count("Nothing was measured for this") == 2
-    assert "recalled from memory; not checked in any source" in text and "σᵢ / σ₁ of the head" in text
+def test_verdicts_are_counted_by_paper_and_checks_are_not(parsed):
+    top = parsed.text.partition("Provenance")[0]  # the last of the links in the head
+    for said in ("✓ reproduced", "✗ not reproduced", "~ undecided", "○ not testable at this scale", "– not measured"):
+        assert f"1{said}" in top
+    assert top.count("✓ reproduced") == 2 and "Other et al. (2026)" in top  # one of each paper, none of the check
+    assert "They are not counted" in parsed.text.partition("Checks")[2]
 
 
-def test_charts_carry_their_values_and_no_fixed_colour(written):
-    html = written.read_text()
-    line = re.search(r'data-label="d = 64" data-x="([^"]*)" data-y="([^"]*)"', html)
-    assert line[1] == "4 8 16 32 64" and len(line[2].split()) == 5
-    for drawing in re.findall(r"<svg.*?</svg>", html, re.DOTALL):
-        assert not re.search(r"#[0-9a-f]{6}", drawing), "a colour that dark mode cannot change"
+def test_each_claim_shows_what_decides(written, parsed):
+    text = parsed.text
+    assert "The loss <goes> up by more than 0.2 %: up. Godey et al. (2024), arXiv:2404.07647" in text
+    assert "1.2 [0.4, 2.1] % rise of the loss over runs; n = 12" in text
+    assert "Reproduced if the whole interval lies above 0.2 %." in text
+    assert "1 [no bound, 2.3] %" in text and "as public summaries of the paper give it" in text
+    assert "no run has seen 21,000 tokens a parameter: jaxsat plan To test it: jaxsat reproduce x --scale" in text
+    assert "Missing: document_loss of probe To measure it: jaxsat reproduce x" in text
+    order = [text.index(f": {id}.") for id in ("up", "unmeasured", "later", "theorem")]
+    assert order == sorted(order)
+    back = json.loads((written.parent / "claims.json").read_text())
+    assert [c["verdict"] for c in back] == [j.verdict for j in JUDGED] and back[2]["estimate"]["low"] is None
 
 
-def test_paths_have_a_vertex_a_value(written):
-    group = r'<g data-label="\d[^"]* tokens" data-x="([^"]*)".*?<path d="([^"]*)"'
-    groups = re.findall(group, written.read_text(), re.DOTALL)
-    assert len(groups) == 4 * 15  # sizes, checkpoints
-    for values, path in groups:
-        assert len(re.findall(r"[ML] ", path)) == len(values.split())
+def test_what_was_not_measured_is_said_in_one_line(parsed, results):
+    text = parsed.text
+    assert "Not measured: the law 'L(N, D)'. The law." in text and "Not measured: the law 'text'. Final" in text
+    assert "Not measured: exact_match." in text and "Not measured: it has no rows. Empty." in text
+    assert f"Spectra <1> {len(results.runs)} runs." in text
 
 
-def test_claims_and_tables_come_back_from_disk(written, tables):
-    assert from_json((written.parent / "claims.json").read_text()) == CLAIMS
-    measurements, runs = tables
-    losses = final_losses(measurements, runs[runs["part"] == "main"])
-    back = pd.read_csv(str(written.parent / "tables" / "final.csv"), index_col="run")
+def test_notices_stand_at_the_top(parsed):
+    top = parsed.text.partition("Claims")[0]
+    assert "run 3fa diverged at step 120 <b> trained with two versions of jax" in top
+
+
+def test_no_colour_of_a_drawing_is_fixed(written):
+    for drawing in written.read_text().split("<svg ")[1:]:
+        styles = [part.partition('"')[0] for part in drawing.partition("</svg>")[0].split('style="')[1:]]
+        assert len(styles) > 50 and not any("#" in style for style in styles)
+
+
+def test_tables_come_back_from_disk(written, results):
+    losses = tables.final_losses(results, "main")
+    back = pd.read_csv(written.parent / "tables" / "final.csv", index_col="series")
     assert back["loss"].tolist() == losses["loss"].tolist() and list(back.columns) == list(losses.columns)
 
 
-def test_the_same_tables_give_the_same_bytes(written, tables, tmp_path):
-    again = page.write(epath.Path(tmp_path) / "report", *CONTENT, sections(*tables), CLAIMS, PROVENANCE)
-    assert {name: (again.parent / name).read_bytes() for name in files(again.parent)} == {
-        name: (written.parent / name).read_bytes() for name in files(written.parent)
-    }
+def test_the_same_results_give_the_same_bytes(written, results, tmp_path):
+    again = write([tmp_path / "report"], results, sections(), sources="abc123")
+    for name in files(again.parent) - {"index.html"}:  # which has no notices here
+        assert (again.parent / name).read_bytes() == (written.parent / name).read_bytes(), name
+    assert again.read_text().partition("<main>")[2] == written.read_text().partition("<main>")[2]
+
+
+def test_a_page_states_its_sources(written, tmp_path):
+    assert page.sources_of(written) == "abc123"
+    assert page.sources_of(tmp_path / "index.html") is None
+    assert page.sources_of(write([tmp_path / "report"])) is None
 
 
 def test_a_second_report_replaces_the_first(tmp_path):
-    out = epath.Path(tmp_path) / "report"
-    page.write(out, "First", "", [page.Section("A", tables=[page.Table("old", "", pd.DataFrame({"x": [1]}))])], [], {})
-    index = page.write(out, "Second", "", [], [], {})
+    out = tmp_path / "report"
+    write([out], sections=[Section("A", Table("old", "", lambda r: pd.DataFrame({"x": [1]})))], title="First")
+    index = write([out], title="Second")
     assert "Second" in index.read_text() and not (out / "tables").exists()
-    assert [p.name for p in out.parent.iterdir()] == ["report"]
+    assert [p.name for p in tmp_path.iterdir()] == ["report"]
+
+
+def test_what_a_killed_write_left_is_cleared(tmp_path):
+    write([tmp_path / "report"], title="First")
+    for name in (".report.new", ".report.old"):
+        (tmp_path / name / "figures").mkdir(parents=True)
+    assert "Second" in write([tmp_path / "report"], title="Second").read_text()
+    assert [p.name for p in tmp_path.iterdir()] == ["report"]
 
 
 def test_a_failure_leaves_the_earlier_report_whole(tmp_path):
-    out = epath.Path(tmp_path) / "report"
-    page.write(out, "First", "", [], [], {})
-    with pytest.raises(AttributeError):
-        page.write(out, "Second", "", [page.Section("A", tables=[page.Table("t", "", None)])], [], {})
-    assert "First" in (out / "index.html").read_text() and (out / "claims.json").exists()
+    write([tmp_path / "report"], title="First")
+    with pytest.raises(ZeroDivisionError):
+        write([tmp_path / "report"], sections=[Section("A", Table("t", "", lambda r: 1 / 0))], title="Second")
+    assert "First" in (tmp_path / "report" / "index.html").read_text() and (tmp_path / "report/claims.json").exists()
 
 
-def test_somebody_elses_directory_is_not_touched(tmp_path):
-    (tmp_path / "thesis.tex").write_text("mine")
+def test_somebody_elses_folder_is_not_touched(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match="thesis exists and holds no report"):
+        write([tmp_path / "report", tmp_path / "thesis"])
+    assert files(tmp_path) == {"thesis/thesis.tex"}  # nor is the other written
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file/report: .*; give another place"):
+        write([tmp_path / "file" / "report"])
     with pytest.raises(InputError, match="holds no report"):
-        page.write(epath.Path(tmp_path), "Title", "", [], [], {})
-    assert (tmp_path / "thesis.tex").read_text() == "mine"
+        write([tmp_path / "file"])
 
 
-@pytest.mark.parametrize("names", [("a", "a"), ("../a",), ("A b",)])
-def test_names_are_file_names_and_unique(names, tmp_path):
-    tables = [page.Table(name, "", pd.DataFrame({"x": [1]})) for name in names]
-    with pytest.raises(InputError, match="names must be unique"):
-        page.write(epath.Path(tmp_path) / "report", "Title", "", [page.Section("A", tables=tables)], [], {})
+@pytest.mark.parametrize("names, said", [(("a", "a"), "twice"), (("../a",), "a-z"), (("A b",), "a-z")])
+def test_names_are_file_names_and_unique(names, said, tmp_path):
+    section = Section("Mine", *(Table(name, "", lambda r: pd.DataFrame({"x": [1]})) for name in names))
+    with pytest.raises(InputError, match=f"section 'Mine': .*{said}"):
+        write([tmp_path / "report"], sections=[section])
 
 
-@pytest.mark.parametrize(
-    "values, texts",
-    [
-        ([True, False], ["yes", "no"]),
-        ([1540096, 8], ["1,540,096", "8"]),
-        ([4.75, 4.7481, np.nan], ["4.750", "4.748", "–"]),
-        ([-0.07768, 0.3723, 0.0], ["−0.0777", "0.3723", "0.0000"]),
-        ([0.048, 0.006], ["0.048", "0.006"]),
-        ([9125.4, 0.4932], ["9,125", "0.4932"]),
-        ([0.5, np.inf], ["0.5", "∞"]),
-        (["done", None], ["done", "–"]),
-        ([0.25, "none"], ["0.25", "none"]),
-    ],
-)
-def test_cells_of_a_column_line_up(values, texts):
-    assert page.cells(pd.Series(values)) == texts
+def test_a_page_of_no_claims_and_no_sections(tmp_path):
+    page.write([epath.Path(tmp_path) / "report"], "Nothing", "", [], [], {}, EMPTY)
+    parsed = Page((tmp_path / "report" / "index.html").read_text())
+    assert "Claims" not in parsed.text and parsed.open == []
+    assert json.loads((tmp_path / "report" / "claims.json").read_text()) == []
+
+
+def test_a_verdict_needs_no_command(tmp_path):
+    one = [Judged(claim("a"), "not testable at this scale", above(0), needs="more tokens")]
+    page.write([tmp_path / "report"], "T", "", [], one, {}, EMPTY)
+    text = Page((tmp_path / "report" / "index.html").read_text()).text
+    assert "more tokens" in text and "To test it" not in text
