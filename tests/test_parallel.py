@@ -1,14 +1,22 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from jaxsat import machine, parallel
 from jaxsat.config import InputError, Layout, Run, override
 from jaxsat.model import pythia
 from jaxsat.parallel import (
     abstract_like,
     make_mesh,
+    number_settings,
     over_runs,
     pack_layout,
     pack_size,
@@ -196,3 +204,110 @@ def test_abstract_like_keeps_shapes_and_types():
     for name, x in tree.items():
         assert (abstract[name].shape, abstract[name].dtype) == (x.shape, x.dtype)
         assert abstract[name].sharding == per_run(mesh)
+
+
+def test_settings_that_change_numbers_are_told():
+    """In a process that is told by the environment."""
+    told = {
+        "jax_enable_x64": True,
+        "jax_numpy_dtype_promotion": "strict",
+        "jax_default_matmul_precision": "highest",
+        "jax_default_prng_impl": "rbg",
+        "jax_threefry_partitionable": False,
+        "jax_random_seed_offset": 3,
+        "jax_explicit_x64_dtypes": "allow",
+        "jax_high_dynamic_range_gumbel": True,
+    }
+    program = "import json; from jaxsat.parallel import number_settings; print(json.dumps(number_settings()))"
+    env = os.environ | {name.upper(): str(value) for name, value in told.items()}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ours = number_settings()
+    assert json.loads(done.stdout) == ours | told and not [name for name, value in told.items() if ours[name] == value]
+    assert json.loads(json.dumps(ours)) == ours and ours["jax_default_matmul_precision"] == "default"
+
+
+START = """
+import jax
+from jaxsat import parallel
+from jaxsat.config import InputError
+
+try:
+    parallel.start()
+    print(len(jax.devices()), jax.config.jax_platforms, jax.config.jax_compilation_cache_dir)
+except InputError as e:
+    print(e)
+"""
+
+
+@pytest.fixture
+def started(tmp_path):
+    """What START prints in a process with these environment variables and this beginning, and nothing on stderr."""
+
+    def run(begin: str = "", **environ: str) -> str:
+        names = ("JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR", "JAX_NUM_CPU_DEVICES", "TPU_WORKER_ID")
+        env = {key: value for key, value in os.environ.items() if key not in names}
+        env |= {"JAXSAT_CACHE": str(tmp_path / "cache")} | environ
+        done = subprocess.run([sys.executable, "-c", begin + START], env=env, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.removesuffix("\n")
+
+    return run
+
+
+def test_what_jax_is_told_is_kept_and_the_rest_is_chosen(started, tmp_path):
+    compiled = tmp_path / "cache" / "compiled"
+    assert started() == f"{machine.cores()} None {compiled}"
+    told = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "mine"), "JAX_NUM_CPU_DEVICES": "3", "JAX_PLATFORMS": "cpu"}
+    assert started(**told) == f"3 cpu {tmp_path / 'mine'}"
+    bound = "from jaxsat import machine; machine.cores = lambda: 5\n"
+    assert started(bound) == f"5 None {compiled}"
+
+
+def test_a_library_for_tpus_alone_is_not_asked_where_there_is_none(started, tmp_path):
+    if parallel._only_a_cpu() or any(Path("/dev").glob("accel*")) or any(Path("/dev").glob("vfio/[0-9]*")):
+        pytest.skip("there is a TPU, or its library")
+    (tmp_path / "libtpu").mkdir()
+    (tmp_path / "libtpu" / "__init__.py").write_text("get_library_path = lambda: '/nowhere/libtpu.so'")
+    assert started(PYTHONPATH=str(tmp_path)).split()[1] == "cpu"
+    assert started(PYTHONPATH=str(tmp_path), TPU_WORKER_ID="0").split()[1] == "None"
+    (tmp_path / "jax_plugins").mkdir()
+    assert started(PYTHONPATH=str(tmp_path)).split()[1] == "None"
+
+
+@pytest.mark.parametrize(
+    "platforms, why",
+    [
+        ("none", "Unable to initialize backend 'none': Backend 'none' is not in the list of known backends: "),
+        ("cuda", "JAX found cpu only"),
+        ("cuda,cpu", "JAX found cpu only"),
+        ("cpu,", "Unable to initialize backend '': "),
+    ],
+)
+def test_a_platform_that_is_not_there_is_named(started, platforms, why):
+    if platforms.startswith("cuda") and Path("/dev/nvidiactl").exists():
+        pytest.skip("there is a GPU")
+    said = started(JAX_PLATFORMS=platforms)
+    right = "JAX_PLATFORMS= (empty) takes the best there is, JAX_PLATFORMS=cpu the CPU"
+    assert said.startswith(f"JAX_PLATFORMS = {platforms!r}: {why}") and said.endswith(f"; {right}")
+    assert "\n" not in said
+
+
+def test_laws_have_a_cpu_beside_any_platform(started):
+    nowhere = "from jaxsat import parallel; parallel._find = lambda asked: print(asked, jax.config.jax_platforms)\n"
+    said = started("import jax\n" + nowhere + "jax.devices = lambda: []\n", JAX_PLATFORMS="tpu")
+    assert said.splitlines()[0] == "tpu tpu,cpu"
+
+
+def test_devices_of_several_hosts_need_them_all(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(InputError, match="these devices belong to 4 hosts: set JAXSAT_DISTRIBUTED=1"):
+        parallel._find(None)
+
+
+def test_a_cpu_has_the_memory_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(machine, "memory", lambda: 8 * 2**30)
+    assert parallel.memory(jax.devices()[0]) == 2**30
+    chip = Chip(0)
+    chip.device_kind = "TPU v5 lite"
+    assert parallel.memory(chip) == int(15.75 * 2**30)
