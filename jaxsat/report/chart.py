@@ -22,15 +22,18 @@ from jaxsat.results import NotMeasured, Results
 PLACES = ["tokens", "step", "layer", "index"]  # of a value in its own series; every other column is the series' own
 TIME = ("tokens", "step")
 LOG = {"singular_value", "head_tail", "head_gap_truncated", "head_gap_trained"}  # as y
-MOST_NAMES, LONGEST = 10, 26  # letters, of names at the ends of a panel's lines; else a legend has the colours
+SIZES = ("size", "model.width", "model.depth", "params.total", "params.nonembedding", "params.head")
+MOST_NAMES, LONGEST = 10, 26  # names at the ends of a panel's lines, and their letters; beyond, a key has the colours
+POINTS = {"linestyle": "none", "marker": "o"}
 At = Literal["", "every", "last"]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """`y`, a metric, against `x`, a line a `colour`. Of several metrics each has a panel, one below the other; those of
-    a tuple within share one: y=("heldout_loss", ("anisotropy_before_gain", "anisotropy_after_gain")), dash="metric".
+    """`y`, a metric, against `x`, a line a `colour` (by default the model's size, unless that is what x is).
 
+    y: of several metrics each has a panel, one below the other; those of a tuple within share one:
+    ["heldout_loss", ("anisotropy_before_gain", "anisotropy_after_gain")] with dash="metric".
     x, colour, panel, dash: a column of `Results.rows`: a dotted key, "size", "rank", "series", "metric", "seed",
     "tokens", "step", "layer", "index". x may be another metric too, of the same series, step, layer and index: points,
     joined in order of training when every checkpoint is shown. Series that are no runs have their name as their size.
@@ -44,15 +47,15 @@ class Chart:
     number of `dash` is solid.
 
     x_label, y_label: of known metrics and keys there is a default; y_label: of each panel where there are several.
-    log: the axes that are logarithmic: "", "x", "y" or "xy"; by default x where it spans a factor of 8. slope: of a
-    guide through the middle of the points of logarithmic axes.
+    log: the axes that are logarithmic, which have no place for zero: "", "x", "y" or "xy"; by default x where it spans
+    a factor of 8, and y of singular values. slope: of a guide through the middle of the points, on logarithmic axes.
 
     Raises InputError for a column that does not exist, and NotMeasured where there are no rows.
     """
 
     y: str | Sequence[str | Sequence[str]]
     x: str = "tokens"
-    colour: str = "size"
+    colour: str = ""
     _: KW_ONLY
     name: str = ""
     caption: str = ""
@@ -73,6 +76,8 @@ class Chart:
             raise unknown(f"at of chart {self.y!r}", self.at, get_args(At)[1:])
         if self.panel and len(self._groups) > 1:
             raise InputError(f"chart {self.y!r}: each metric has a panel, so there is no `panel` besides: two charts")
+        if not self.colour:
+            object.__setattr__(self, "colour", "metric" if self.x in SIZES else "size")
         if not self.name:
             name = f"{'_'.join(self._metrics)}_against_{self.x}"
             object.__setattr__(self, "name", re.sub("[^a-z0-9_-]", "_", name.lower()))
@@ -94,23 +99,13 @@ class Chart:
     def data(self, results: Results) -> pd.DataFrame:
         """The rows that are drawn: what tells them apart, x and value."""
         rows = self._rows(results)
-        told = (
-            "series",
-            "metric",
-            self.panel,
-            self.colour,
-            self.dash,
-            *_parts(self, rows, results),
-            self.band,
-            *PLACES,
-            self.x,
-        )
-        return rows[[*dict.fromkeys(c for c in told if c in rows), "value"]]
+        told = ["series", "metric", self.panel, self.colour, self.dash, *self._parts(rows, results), self.band]
+        return rows[[*dict.fromkeys(c for c in (*told, *PLACES, self.x) if c in rows), "value"]]
 
     @figures.styled
     def draw(self, results: Results) -> Figure:
         rows = self._rows(results)
-        parts, colours = _parts(self, rows, results), _colours(rows, self.colour)
+        parts, colours = self._parts(rows, results), _colours(rows, self.colour)
         panels = self._panels(rows, parts)
         shown = list(panels.values()) or [rows[rows["metric"].isin(group)] for group in self._groups]
         figure, axes = figures.grid(len(shown), columns=min(2, len(panels) or 1), sharex=self.x != "index")
@@ -120,16 +115,19 @@ class Chart:
         names, keys = {}, {}
         for ax, panel in zip(axes, shown, strict=True):
             names[ax], keys[ax] = self._lines(ax, panel, parts, colours, results)
+        points = self._points(results)
         longest = max((len(name) for lines in names.values() for name in lines.values()), default=0)
-        if max(map(len, names.values())) > MOST_NAMES or longest > LONGEST / (2 if len(panels) > 1 else 1):
+        crowded = max(map(len, names.values())) > MOST_NAMES or longest > LONGEST / (2 if len(panels) > 1 else 1)
+        if crowded or points:
+            style = POINTS if points else {}
             for ax, panel in zip(axes, shown, strict=True):
-                keys[ax] = self._colour_key(panel, colours) | keys[ax]
+                keys[ax] = self._colour_key(panel, colours, style) | keys[ax]
             names = {ax: {} for ax in axes}
         for ax, key in keys.items():
             if key:
                 ax.legend(key.values(), key.keys(), loc="best", handlelength=1.6, borderaxespad=0.1)
-        figures.name_ends(names)
         self._name_axes(figure, axes, bool(panels))
+        figures.name_ends(names)
         return figure
 
     def _rows(self, results: Results) -> pd.DataFrame:
@@ -150,15 +148,15 @@ class Chart:
         for column in (self.x, self.colour, self.panel, self.dash):
             if column and column not in rows:
                 raise InputError(f"chart {self.name}: no column {column!r}; there are {', '.join(rows)}")
-        rows = rows[rows[self.x].notna()]
-        if self.x in TIME and self.log in (None, "x", "xy"):
-            rows = rows[rows[self.x] > 0]  # a logarithmic axis has no place for step 0
+        rows = rows.assign(source=rows["series"].where(~rows["series"].isin(results.runs.index)))
+        rows = rows[rows[self.x].notna() | (rows["source"].isna() & (self.x in settings(results)))]
+        if self._log_x or (self._log_x is None and self.x in TIME):
+            rows = rows[rows[self.x] > 0]
         if self._log_y:
             rows = rows[rows["value"] > 0]
         if rows.empty:
             said = ", ".join(self._metrics) + (" at the end of a run" if self._at == "last" else "")
             raise NotMeasured(said + (f" where {self.where}" if self.where else ""))
-        rows = rows.assign(source=rows["series"].where(~rows["series"].isin(results.runs.index)))
         for column in {*settings(results), self.panel, self.colour, self.dash} & {*rows}:
             if rows[column].isna().any():
                 rows[column] = rows[column].astype(object).where(rows[column].notna(), "none")
@@ -171,8 +169,25 @@ class Chart:
         return self._at == "last" and self._of_metric(results)
 
     @property
+    def _log_x(self) -> bool | None:
+        """None: as the values are."""
+        return (True if self.slope is not None else None) if self.log is None else "x" in self.log
+
+    @property
     def _log_y(self) -> bool:
-        return bool(LOG & {*self._metrics}) if self.log is None else "y" in self.log
+        return self.slope is not None or bool(LOG & {*self._metrics}) if self.log is None else "y" in self.log
+
+    def _parts(self, rows: pd.DataFrame, results: Results) -> list[str]:
+        """What a line's mean would otherwise be over without a word: the columns, besides the band's, that differ
+        between its rows (at one x, where x is the series' own)."""
+        if self._points(results):
+            return []  # no mean is taken
+        metric = self._of_metric(results)
+        own = self.x not in PLACES and not metric
+        keys = ["metric", self.panel, self.colour, self.dash, self.x if own else None]
+        skipped = {self.x} | (set(TIME) if metric or self.x in TIME else set()) | (set() if metric else {self.band})
+        columns = [c for c in (*settings(results), "layer", "index", "tokens") if c not in skipped]
+        return differing(rows, list(dict.fromkeys(key for key in keys if key)), columns)
 
     def _panels(self, rows: pd.DataFrame, parts: list[str]) -> dict[object, pd.DataFrame]:
         """Rows by value of `panel`; none where the lines share one."""
@@ -213,21 +228,19 @@ class Chart:
         if dash and len(tells) > 1:
             style = [{"linestyle": DASHES[i % len(DASHES)]} for i in range(len(order))]
             if self._points(results):
-                style = [
-                    {"linestyle": "none", "marker": "o", "markerfacecolor": PAPER if i else MUTED} for i in range(2)
-                ]
-            key = {called(dash, v): Line2D([], [], color=MUTED, **each) for v, each in zip(order, style, strict=False)}
+                style = [POINTS | {"markerfacecolor": PAPER if i else MUTED} for i in range(len(order))]
+            key = {called(dash, v): Line2D([], [], color=MUTED, **each) for v, each in zip(order, style, strict=True)}
         if self.slope is not None:
             self._guide(ax, rows)
         return names, key
 
-    def _colour_key(self, rows: pd.DataFrame, colours: dict[object, str]) -> dict[str, Line2D]:
+    def _colour_key(self, rows: pd.DataFrame, colours: dict[object, str], style: dict) -> dict[str, Line2D]:
         """The colours of a panel, or the first, the middle and the last of many; none where its title says it."""
         values = [value for value in colours if rows[self.colour].eq(value).any()]
         if self.colour == self.panel and len(values) == 1:
             return {}
         few = values if len(values) <= 6 else [values[i] for i in (0, len(values) // 2, -1)]
-        return {called(self.colour, value): Line2D([], [], color=colours[value]) for value in few}
+        return {called(self.colour, value): Line2D([], [], color=colours[value], **style) for value in few}
 
     def _placed(self, ax: Axes, rows: pd.DataFrame) -> pd.DataFrame:
         """Sets the axes' scales and ticks. Where x is no number its values have places in a row."""
@@ -236,7 +249,7 @@ class Chart:
             ax.set_xticks(range(len(values)), [called(self.x, value) for value in values])
             return rows.assign(x=rows[self.x].map(values.index))
         x = rows[self.x]
-        log = x.min() > 0 and x.max() >= 8 * x.min() if self.log is None else "x" in self.log
+        log = x.min() > 0 and x.max() >= 8 * x.min() if self._log_x is None else self._log_x
         whole, few = (x % 1 == 0).all() and x.max() < 1e5 and self.x not in TIME, x.nunique() <= 8
         if log and whole:
             figures.doubling_ticks(ax, x.unique())
@@ -248,12 +261,12 @@ class Chart:
             figures.log_ticks(ax, rows["value"].min(), rows["value"].max(), "y")
         return rows.assign(x=x)
 
-    def _line(self, ax: Axes, rows: pd.DataFrame, colour: str, dash: int, points: bool) -> Line2D:
+    def _line(self, ax: Axes, rows: pd.DataFrame, colour: str, dash: int, of_metric: bool) -> Line2D:
         """The mean over the band's values as a line, and their range as a band. Metrics against each other: points."""
         style = {"color": colour, "linestyle": DASHES[dash % len(DASHES)], "linewidth": 1.2 if dash else 1.8}
         marked = {"marker": "o", "markerfacecolor": PAPER if dash else colour}
-        if points:
-            joined = {} if self._at == "every" else marked | {"linestyle": "none"}
+        if of_metric:
+            joined = {} if self._at == "every" else marked | POINTS
             shown = rows.sort_values("step", kind="stable")
             return ax.plot(shown["x"], shown["value"], **style | joined)[0]
         over = rows.groupby("x")["value"].agg(["mean", "min", "max"])
@@ -282,19 +295,6 @@ class Chart:
         for ax, name in zip(axes, y_names, strict=True):
             ax.set_ylabel(name.replace(" (", "\n(") if len(axes) > 1 else name)
         figure.align_ylabels(axes)
-
-
-def _parts(chart: Chart, rows: pd.DataFrame, results: Results) -> list[str]:
-    """What a line's mean would otherwise be over without a word: the columns, besides the band's, that differ between
-    its rows (at one x, where x is the series' own)."""
-    if chart._points(results):
-        return []  # no mean is taken
-    metric = chart._of_metric(results)
-    own = chart.x not in PLACES and not metric
-    keys = ["metric", chart.panel, chart.colour, chart.dash, chart.x if own else None]
-    skipped = {chart.x} | (set(TIME) if metric or chart.x in TIME else set()) | (set() if metric else {chart.band})
-    columns = [c for c in (*settings(results), "layer", "index", "tokens") if c not in skipped]
-    return differing(rows, list(dict.fromkeys(key for key in keys if key)), columns)
 
 
 def _order(values: pd.Series, largest_first: bool = False) -> list:

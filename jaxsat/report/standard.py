@@ -176,10 +176,13 @@ def _rank_of_frozen_heads(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _over_largest(rows: pd.DataFrame) -> pd.DataFrame:
-    """At most 128 indices of a spectrum, counted from 1."""
+    """At most 128 indices of a spectrum, counted from 1, at 16 checkpoints."""
     rows = rows.assign(value=rows["value"] / rows.groupby(["series", "step"])["value"].transform("max"))
     rows = rows.assign(index=rows["index"] + 1)
-    return rows[rows["index"].isin(np.geomspace(1, rows["index"].max(), 128).round().astype(int))]
+    tokens = np.sort(rows["tokens"].unique())
+    kept = tokens[np.unique(np.linspace(0, len(tokens) - 1, 16).round().astype(int))]
+    indices = np.geomspace(1, rows["index"].max(), 128).round().astype(int)
+    return rows[rows["index"].isin(indices) & rows["tokens"].isin(kept)]
 
 
 def _over_log_rank(rows: pd.DataFrame) -> pd.DataFrame:

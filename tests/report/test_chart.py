@@ -211,6 +211,21 @@ def test_transform_changes_the_rows(results):
     )
 
 
+def test_a_setting_that_some_runs_do_not_have_has_a_place_too(results):
+    chart = Chart("heldout_loss", x="model.head_rank", part="main", where="`model.width` == 8")
+    figure = chart.draw(results)
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == [
+        "r = 2",
+        "r = 4",
+        "rank r of the head none",
+    ]
+
+
+def test_a_size_against_sizes_is_one_line(results):
+    shown = lines(Chart("heldout_loss", x="params.total", part="main", where="`model.head_rank`.isna()").draw(results))
+    assert shown[0, "held-out loss"].shape == (4, 2)
+
+
 def test_names_of_files_come_from_what_is_shown():
     assert Chart("exact_match/cogs", x="model.depth").name == "exact_match_cogs_against_model_depth"
     assert Chart(("a", "b"), name="both").name == "both"

@@ -92,7 +92,7 @@ def test_a_size_has_one_colour_in_every_figure(results):
         ), chart.name  # fmt: skip
 
 
-@pytest.mark.parametrize("part", ["main", "budget", "probe", ()])
+@pytest.mark.parametrize("part", ["budget", ()])
 def test_every_item_is_there_for_any_part_or_says_what_is_not(results, part):
     for section in (standard.loss(part), standard.head(part), standard.representations(part)):
         for each in section.items:

@@ -72,8 +72,8 @@ def test_text_that_looks_like_markup_stays_text(text):
     assert text in {e.text for e in root.iter("text")}
 
 
-def test_the_same_figure_gives_the_same_text_under_any_hash_seed(results):
-    chart = standard.loss("main").items[0]
+def test_the_same_chart_gives_the_same_text(results):
+    chart = standard.loss("main").items[1]
     first, second = (svg.inline(chart.draw(results), "a", "b") for _ in range(2))
     assert first == second
 
