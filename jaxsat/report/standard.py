@@ -103,6 +103,10 @@ def scaling(laws: Mapping[str, "Law"]) -> Section:
         Table("law_fits", "Root mean square errors of the rows that a law was fitted to and of those held out, the "
               "mean gap of these, and how many of them lie in the interval of a new row.",
               lambda results: tables.quality(fitted(results), rows(results))),
+        *(
+            Table(f"{file}_residuals", f"{name}: every row, fitted or held out.", partial(residuals, laws[name], name))
+            for name, file in names.items()
+        ),
         text=lambda results: "\n\n".join(_said(name, law, results) for name, law in laws.items()),
     )  # fmt: skip
 

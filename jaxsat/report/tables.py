@@ -82,18 +82,21 @@ def constants(fits: Mapping[str, "Fit"]) -> pd.DataFrame:
 
 
 def residuals(law: "Law", fit: "Fit", results: Results) -> pd.DataFrame:
-    """The rows of a law beside what it says of them: `predicted`, `low`, `high`, `in_fit` (held out of it or not), and
-    `gap_percent` = 100 (loss - predicted) / predicted, the gap of Godey et al. 2024 (their -8 % is +8 % here: worse);
-    of a law of the output itself `gap`, the difference.
+    """The rows of a law: what tells them apart, inputs and output, and beside them what the law says.
 
+    That is `predicted`, `low`, `high`, `in_fit` (or held out of it), and `gap_percent` = 100 (loss - predicted) /
+    predicted, the gap of Godey et al. 2024 (their -8 % is +8 % here: worse); where residuals are of the output itself,
+    not of its logarithm, `gap`, the difference.
     `inside`: whether the row lies within the interval of the curve; `inside_new`: within that of a new row.
     """
     rows = law.rows(results)
+    told = ("series", "size", "rank", "seed", law.groups, law.held_out, *fit.form.inputs, fit.form.output)
+    told = [name for name in dict.fromkeys(told) if name in rows]
     inputs = {name: rows[name].to_numpy(np.float64) for name in fit.form.inputs}
     predicted, low, high = fit.predict(**inputs)
     _, low_new, high_new = fit.predict_new(**inputs)
     y = rows[fit.form.output]
-    out = rows.assign(predicted=predicted, low=low, high=high, in_fit=rows.index.isin(law.seen(rows).index))
+    out = rows[told].assign(predicted=predicted, low=low, high=high, in_fit=rows.index.isin(law.seen(rows).index))
     gap = {"gap_percent": 100 * (y / predicted - 1)} if fit.scale == "log" else {"gap": y - predicted}
     return out.assign(**gap, inside=y.between(low, high), inside_new=y.between(low_new, high_new))
 

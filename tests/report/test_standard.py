@@ -124,6 +124,7 @@ def test_a_law_is_said_in_words(fitted, law):
     assert "later: not fitted" in text
     with pytest.raises(NotMeasured, match="later"):
         section.items[1].draw(fitted)
+    assert item(section, "law_residuals").frame(fitted).equals(rows) and {"size", "model.width", "N", "D"} <= {*rows}
 
 
 def test_what_the_data_do_not_identify_is_said(results, law):
