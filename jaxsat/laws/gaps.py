@@ -79,7 +79,6 @@ def gaps(
         hold=HOFFMANN if hold is None else hold,
         groups=None if groups == "series" else large[groups].to_numpy(),
         misfit=misfit,
-        delta=max(1e-3, 2 * (misfit or 0)),  # of known noise: least squares, whose intervals are 5 % narrower
         bootstrap=bootstrap,
         level=level,
         seed=seed,
