@@ -1,11 +1,11 @@
 """`jaxsat fit TABLE`: what is typed, what is said, and nothing but JSON where JSON is asked for."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -41,14 +41,14 @@ def home(tmp_path_factory):
     table[:4].to_csv(path / "few.csv", index=False)
     one = (1.8 + 480 / n**0.35 + 2000 / 1e10**0.36) * np.exp(rng.normal(0, 0.003, 40))
     table.assign(D=1e10, loss=one).to_parquet(path / "one_budget.parquet")
+    (path / "lower.csv").write_text("n,D,loss\n1,2,3\n")
+    (path / "short.csv").write_text("N,D,loss\n1,2,3\n1,2\n")
     (path / "mine.py").write_text(MINE)
     (path / "broken.py").write_text("def (")
-    compiled = jax.config.jax_compilation_cache_dir
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXSAT_CACHE", str(path / "cache"))
         patch.chdir(path)
         yield path
-    jax.config.update("jax_compilation_cache_dir", compiled)
 
 
 @pytest.fixture
@@ -82,10 +82,25 @@ def test_json_is_the_documented_document_and_nothing_else(run):
 
 
 def test_a_process_of_its_own_prints_json_alone(home):
-    argv = [sys.executable, "-m", "jaxsat.cli", "fit", str(home / "t.csv"), *QUICK, "--json"]
-    done = subprocess.run(argv, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = alone(home)
     assert done.returncode == 0 and done.stderr == ""
     assert json.loads(done.stdout)["constants"]["alpha"]["value"] == pytest.approx(0.35, rel=0.05)
+
+
+def alone(home: Path, **environment: str) -> subprocess.CompletedProcess:
+    argv = [sys.executable, "-m", "jaxsat.cli", "fit", str(home / "t.csv"), *QUICK, "--json"]
+    where = {"cwd": Path(__file__).parents[1], "env": os.environ | environment}
+    return subprocess.run(argv, capture_output=True, text=True, **where)
+
+
+@pytest.mark.parametrize("setting", ["cache", "platform"])
+def test_neither_a_cache_nor_the_accelerator_is_needed(home, setting):
+    """A cache below a file cannot be written; there is no TPU here, and where there is one it is left alone."""
+    (home / "file").write_text("")
+    done = alone(
+        home, **{"cache": {"JAXSAT_CACHE": str(home / "file" / "cache")}, "platform": {"JAX_PLATFORMS": "tpu"}}[setting]
+    )
+    assert done.returncode == 0 and done.stderr == "" and json.loads(done.stdout)["converged"]
 
 
 def test_columns_have_any_name_and_tokens_may_come_from_flops(run):
@@ -111,6 +126,69 @@ def test_what_is_printed(run):
     assert f"{held} rows held out: root mean square error" in said
     assert "these rows prefer chinchilla" in lines
     assert "NOT CONVERGED" not in said
+
+
+def test_a_table_of_any_make_gives_the_same_law(run, home):
+    """A comma at the end of each row; tabs and a line above; semicolons with B and M; integers beyond 64 bits."""
+    rows = table()[["N", "D", "loss"]].assign(N=lambda t: t["N"].round(), D=lambda t: t["D"].round())
+    rows.to_csv(home / "plain.csv", index=False)
+    lines = (home / "plain.csv").read_text().splitlines()
+    (home / "trailing.csv").write_text("\n".join([lines[0], *(f"{line}," for line in lines[1:])]))
+    (home / "tabs.tsv").write_text("\n".join(["# mine", *(line.replace(",", "\t ") for line in lines)]))
+    counts = [f"{r.N / 1e9!r}B;{r.D / 1e6!r}M;{r.loss!r}" for r in rows.itertuples()]
+    (home / "semicolons.csv").write_text("\n".join(["N ; D ; loss", *counts]))
+    objects = [f'{{"N": {int(r.N)}, "C": {6 * int(r.N) * int(r.D)}, "loss": {r.loss!r}}}' for r in rows.itertuples()]
+    (home / "big.jsonl").write_text("\n".join(objects))
+    plain = json.loads(run("plain.csv", *QUICK, "--predict", "N=1e9,D=2e10", "--json"))
+    assert plain["converged"] and plain["rows"] == 40
+    for name, flags in {
+        "trailing.csv": [],
+        "tabs.tsv": [],
+        "semicolons.csv": [],
+        "big.jsonl": ["--flops", "C"],
+    }.items():
+        found = json.loads(run(name, *QUICK, *flags, "--predict", "N=1B,D=20B", "--json"))
+        assert found["rows"] == 40 and found["objective"] == pytest.approx(plain["objective"], rel=1e-6), name
+        assert found["predictions"][0]["value"] == pytest.approx(plain["predictions"][0]["value"], rel=1e-6)
+
+
+def test_a_rule_holds_out_its_rows_whatever_index_a_parquet_has(run, home):
+    shuffled = table().sample(frac=1, random_state=0)
+    shuffled.set_index(pd.Index([7] * 40)).to_parquet(home / "index.parquet")
+    expected, found = (
+        [line for line in run(name, *QUICK, "--held-out", "N > 3e9").splitlines() if "held out" in line]
+        for name in ("t.csv", "index.parquet")
+    )
+    assert expected == found and f"{(table()['N'] > 3e9).sum()} rows held out" in found[0]
+
+
+def test_copies_of_rows_are_said(run, home):
+    pd.concat([table(), table()[:3]]).to_csv(home / "copies.csv", index=False)
+    assert "3 rows are equal to earlier ones in every column, and are fitted too" in run("copies.csv", *QUICK)
+    assert json.loads(run("copies.csv", *QUICK, "--json"))["copies"] == 3
+
+
+def test_rows_without_noise_are_fitted(run, home):
+    loss = np.linspace(2, 4.5, 30)
+    pd.DataFrame({"loss": loss, "accuracy": 1.5 - 0.3 * loss}).to_csv(home / "exact.csv", index=False)
+    said = run("exact.csv", "--form", "accuracy_linear", "--bootstrap", "50")
+    assert "2 constants fitted" in said and "held" not in said and "converged" in said.splitlines()
+
+
+def test_a_law_of_another_kind_is_not_said_to_converge(run, home):
+    x = np.geomspace(1, 1e6, 40)
+    wave = 3 + np.sin(np.log(x)) * np.exp(np.random.default_rng(0).normal(0, 0.003, 40))
+    pd.DataFrame({"x": x, "loss": wave}).to_csv(home / "wave.csv", index=False)
+    said = run("wave.csv", "--form", "power_law", "--bootstrap", "50")
+    assert "NOT CONVERGED: residuals are" in said and "times what a smooth curve through the rows leaves" in said
+    assert json.loads(run("wave.csv", "--form", "power_law", "--bootstrap", "50", "--json"))["converged"] is False
+
+
+def test_few_groups_need_a_misfit(run):
+    groups = ["t.csv", *QUICK, "--group", "suite", "--json"]
+    unknown, known = (json.loads(run(*groups, *more))["constants"]["B"] for more in ([], ["--misfit", "0.003"]))
+    assert unknown["low"] <= known["low"] < known["value"] < known["high"]
+    assert unknown["high"] is None or unknown["high"] > known["high"]
 
 
 def test_a_constant_that_the_rows_cannot_identify_is_named(run):
@@ -166,9 +244,12 @@ def test_json_has_what_was_asked_for_beyond_it_and_no_infinity(run):
     "argv, said",
     [
         (["nowhere.csv"], "no file nowhere.csv"),
-        (["t.csv", "--n", "prams"], "no column 'prams'; there are N, D, loss, C, seed, params"),
+        (
+            ["t.csv", "--n", "prams"],
+            "no column 'prams'; did you mean 'params' (--n 'params')? there are N, D, loss, C",
+        ),
         (["t.csv", "--form", "chinchila"], "unknown form 'chinchila'; did you mean 'chinchilla'?"),
-        (["t.csv", "--form", "power_law"], "no column 'x'; there are"),
+        (["t.csv", "--form", "power_law"], "no column 'x' (--x names another); there are"),
         (["t.csv", "--form", "nowhere.py:mine"], "no file nowhere.py"),
         (["t.csv", "--form", "mine.py:three"], "mine.py has no jaxsat.laws.Form named 'three'"),
         (["t.csv", "--form", "broken.py:mine"], "broken.py, line 1"),
@@ -186,6 +267,10 @@ def test_json_has_what_was_asked_for_beyond_it_and_no_infinity(run):
         (["t.csv", "--family", "suite", "--own", "F"], "that each family has for itself 'F'"),
         (["t.csv", "--compare", "accuracy_linear"], "--compare takes forms of the loss"),
         (["t.csv", "--bootstrap", "5"], "bootstrap = 5: an interval of level 0.9 needs at least 20"),
+        (["lower.csv"], "no column 'N'; did you mean 'n' (--n 'n')? there are n, D, loss"),
+        (["short.csv"], "cannot read short.csv: line 3 has 2 fields, and the header names 3"),
+        (["t.csv", "--predict", "N=1X,D=1"], "--predict: '1X' is not a number"),
+        (["t.csv", "--misfit", "2"], "misfit = 2.0: must be between 0 and 1"),
         (["t.csv", "--level", "1.5"], "level = 1.5: must be between 0 and 1"),
         (["t.csv", "--delta", "0"], "delta = 0.0: must be a positive finite number"),
         (["t.csv", "--figure", "t.csv"], "must end in .svg, .png or .pdf"),

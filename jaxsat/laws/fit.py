@@ -73,6 +73,15 @@ class Fit:
         return "held" if name in self.held else "unidentified" if name in self.unidentified else "fitted"
 
     @property
+    def leans(self) -> bool:
+        """Whether intervals must hold the mirror image of the draws too. Where few groups leave a constant unbounded,
+        such as a floor that may be 0, draws lean away from the truth: three widths held the next in 75 %, not 90 %."""
+        free = [(name, self.constants[name]) for name in self.constants if name not in self.held]
+        return self.drawn and any(
+            math.isinf(c.low) or math.isinf(c.high) or (self.form.positive(name) and c.low == 0) for name, c in free
+        )
+
+    @property
     def covariance(self) -> pd.DataFrame:
         """P x P, of the fitted constants over the bootstrap's resamples; of positive constants, of their logarithms."""
         free = {name: x for name, x in self.samples.items() if name not in self.held}
@@ -95,21 +104,19 @@ class Fit:
             ends = (np.full(np.shape(value), end) for end in (-np.inf, np.inf))
             return Interval(*(v if np.ndim(v) else float(v) for v in (value, *ends)))
         low, high = np.quantile(samples, self.quantiles, axis=0)
+        if self.leans:
+            low, high = np.minimum(low, 2 * value - high), np.maximum(high, 2 * value - low)
         low = np.concatenate([low[None], extremes]).min(axis=0)
         high = np.concatenate([high[None], extremes]).max(axis=0)
         return Interval(*(v if np.ndim(v) else float(v) for v in (value, low, high)))
 
     def predict(self, **inputs: ArrayLike) -> Interval:
-        """The law at `inputs` (scalars or arrays that broadcast), with the interval of the curve, not of a new loss.
-
-        Of draws about few groups it holds their mirror image about the law too: where a floor may be 0 they lean away
-        from the truth (three widths with a known misfit held the next in 75 %, so in 97 %).
-        """
-        curve, samples, extremes = self.curves(**inputs)
-        if self.drawn:
-            mirrored = curve**2 / np.quantile(samples, self.quantiles, axis=0)
-            extremes = np.concatenate([extremes, mirrored])
-        return self.interval(curve, samples, extremes)
+        """The law at `inputs` (scalars or arrays that broadcast), with the interval of the curve, not of a new loss."""
+        curves = self.curves(**inputs)
+        if not self.leans:
+            return self.interval(*curves)
+        ends = self.interval(*map(np.log, curves))  # a mirror image of positive losses is positive
+        return Interval(*(v if np.ndim(v) else float(v) for v in map(np.exp, ends)))
 
     def predict_new(self, **inputs: ArrayLike) -> Interval:
         """The law at `inputs` with the interval of a new loss: the curve's and the residuals', added in quadrature.

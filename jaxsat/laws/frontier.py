@@ -52,7 +52,8 @@ def _interval(law: Fit, of) -> Interval:
     if not np.isfinite(value).all():
         raise InputError("the fitted alpha or beta is not positive: there is no optimum")
     if np.isfinite(samples).all() and np.isfinite(extremes).all():
-        return law.interval(value[0], samples, extremes)
+        value, low, high = law.interval(value[0], samples, extremes)
+        return Interval(value, np.maximum(low, 0.0), high)  # all of them are positive
     shape = np.shape(value[0])
     value = value[0] if shape else float(value[0])
     return Interval(value, np.full(shape, -np.inf) if shape else -np.inf, np.full(shape, np.inf) if shape else np.inf)

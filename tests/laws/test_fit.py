@@ -1,6 +1,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.optimize import curve_fit, minimize
 
 from jaxsat.config import InputError
 from jaxsat.laws import FORMS, Constant, Form, chinchilla, fit, held_out, power_law, power_law_floor
+from jaxsat.laws import objective as objectives
 from jaxsat.laws.noise import Noise
 from jaxsat.laws.objective import objective
 
@@ -518,6 +520,18 @@ def test_bad_input_is_named(change, message):
 def test_bad_options_are_named(options, message):
     with pytest.raises(InputError, match=message):
         fit(power_law, {"x": [1, 2, 4, 8]}, [8, 6, 4.2, 3.1], **options)
+
+
+def test_a_process_without_a_cpu_is_told_what_to_set(monkeypatch):
+    """As JAX_PLATFORMS=tpu leaves it."""
+
+    def missing(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    elsewhere = SimpleNamespace(local_devices=missing, config=SimpleNamespace(jax_platforms="tpu"))
+    monkeypatch.setattr(objectives, "jax", elsewhere)
+    with pytest.raises(InputError, match="laws are fitted on the CPU: set JAX_PLATFORMS=tpu,cpu"):
+        objectives._cpu()
 
 
 def test_words_are_not_numbers_and_columns_have_one_length():
