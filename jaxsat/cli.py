@@ -203,8 +203,10 @@ def run(command: Command) -> int:
         raise InputError(f"{command.name} is no table (.csv, .csv.gz, .parquet, .jsonl): only --scale and --out apply")
     layout = command.layout if isinstance(command, Compute) else Layout()
     parallel.start(layout)
+    from jaxsat import checkpoints
     from jaxsat.study import Study
 
+    checkpoints.quiet()
     share = _share(command.share) if isinstance(command, Compute) else (1, 1)
     study = Study(command.name, command.scale, command.out, layout, share)
     if isinstance(command, Compute) and command.dry_run:

@@ -6,6 +6,7 @@ A `Run` is everything needed to train one model once. Two equal runs train to th
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -127,7 +128,7 @@ class Run:
     def order_seed(self) -> int:
         return self.seed if self.data_seed is None else self.data_seed
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """A hash of what differs from the defaults, so that a field added later orphans no directory."""
         defaults = flatten(Run())

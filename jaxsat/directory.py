@@ -115,10 +115,10 @@ class Directory:
     def know_settings(self, settings: Mapping[str, Any]) -> None:
         """Records the settings of JAX when the directory begins. Raises InputError under others."""
         self.settings = self.settings or dict(settings)
-        for key, was in self.settings.items():
-            if settings.get(key) != was:
+        for key in self.settings.keys() & settings.keys():  # of two versions of JAX one may lack some
+            if settings[key] != (was := self.settings[key]):
                 raise InputError(
-                    f"{key} is {settings.get(key)} here, was {was} when {self.path} was begun, and changes numbers: set it "
+                    f"{key} is {settings[key]} here, was {was} when {self.path} was begun, and changes numbers: set it "
                     f"back ({key.upper()}={was}), or choose another --out"
                 )
 

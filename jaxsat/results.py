@@ -25,13 +25,15 @@ class NotMeasured(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """The numbers of one experiment at one scale. `parts`: name -> the ids of its runs. `laws`: the fitted ones."""
+    """The numbers of one experiment at one scale. `parts`: name -> the ids of its runs. `laws`: the fitted ones;
+    `not_fitted`: of the others the reason."""
 
     scale: str
     runs: pd.DataFrame
     measurements: pd.DataFrame
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     laws: Mapping[str, "Fit"] = field(default_factory=dict)
+    not_fitted: Mapping[str, str] = field(default_factory=dict)
 
     def select(self, part: str | Iterable[str] = (), where: str = "") -> pd.DataFrame:
         """The rows of `runs` that are in any of the parts (all when none is named) and satisfy `where`, a rule in the
@@ -71,6 +73,8 @@ class Results:
         if metrics:
             rows = rows[rows["metric"].isin(metrics)]
         chosen = self.select(part, where)
+        if rows.empty:
+            raise NotMeasured(", ".join(metrics))
         columns = chosen.drop(columns="tokens", errors="ignore").rename_axis(None)
         rows = rows.merge(columns, left_on="series", right_index=True, how="inner" if part or where else "left")
         if rows.empty:
@@ -79,12 +83,22 @@ class Results:
         return rows.sort_values([key for key in order if key in rows], kind="stable", ignore_index=True)
 
     def last(self, metric: str, part: str | Iterable[str] = (), where: str = "") -> pd.DataFrame:
-        """The rows of one metric at the last step of each run that was trained and measured to its end."""
+        """The rows of one metric at the last step of each run that was trained and measured to its end, and of each series
+        that is no run."""
         rows = self.rows(metric, part=part, where=where)
-        rows = rows[rows["step"].eq(rows["train.steps"]) & rows["state"].ne("diverged")]
+        end = rows.groupby("series")["step"].transform("max")
+        if "train.steps" in rows:
+            end = rows["train.steps"].fillna(end).mask(rows["state"].eq("diverged"), -1)
+        rows = rows[rows["step"] == end]
         if rows.empty:
             raise NotMeasured(f"{metric} at the end of a run" + (f" of {part}" if part else ""))
         return rows.reset_index(drop=True)
+
+    def curves(self, metric: str, runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        """Of each of `runs` that has it, the metric along training: tokens (above 0) down, `index` across."""
+        rows = self.rows(metric, where=f"index in {list(runs.index)!r}")
+        trained = rows[rows["tokens"] > 0].groupby("series")
+        return {id: of.pivot(index="tokens", columns="index", values="value") for id, of in trained}
 
     def law(self, name: str) -> "Fit":
         """Raises NotMeasured when it was not fitted."""

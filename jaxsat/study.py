@@ -1,6 +1,7 @@
 """A study: one experiment at one scale in one directory: obtain, measure, fit, report. Every stage continues where it
 stopped, and does only what is not there yet."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -41,8 +42,8 @@ class Study:
     ):
         hosts.together(lambda: self._open(name, scale, out))
         config = {"experiment": self.experiment.name, "scale": scale, "out": str(self.out), "share": share}
-        for id, run in self.experiment.runs.items():
-            config |= {f"{key} of run {id}": value for key, value in flatten(run).items()}
+        for i, run in enumerate(self.experiment.runs.values()):
+            config |= {f"{key} of run {i}": value for key, value in flatten(run).items()}
         config |= flatten(validate_layout(layout), "layout.") | {"version of jax": jax.__version__}
         hosts.agree(config | parallel.number_settings())
         sizes = lambda run, n_runs: parallel.pack_size(run, n_runs, layout, jax.devices())
@@ -110,13 +111,15 @@ class Study:
         return self._fitted(found) if fit else found
 
     def _fitted(self, results: Results) -> Results:
-        fits = {}
+        fits, why = {}, {}
         for name, law in self.experiment.laws.items():
             try:
                 fits[name] = law.fit(law.rows(results))
-            except (NotMeasured, InputError):  # too few points yet: the report says so
-                continue
-        return Results(results.scale, results.runs, results.measurements, results.parts, fits)
+            except NotMeasured as e:
+                why[name] = f"needs {e}"
+            except InputError as e:
+                why[name] = str(e)
+        return dataclasses.replace(results, laws=fits, not_fitted=why)
 
     def fit(self) -> Results:
         """Results with the experiment's laws, on the first of many hosts; DIR/laws.json holds their constants."""

@@ -36,6 +36,8 @@ def cache_dir() -> epath.Path:
 def using_cache() -> Iterator[epath.Path]:
     """The cache's path; turns what goes wrong with files inside the `with` into InputError."""
     path = epath.Path(os.environ.get("JAXSAT_CACHE", "~/.cache/jaxsat")).expanduser()
+    if str(path).startswith("~"):
+        raise InputError("no home directory is known, in which the cache would be: set JAXSAT_CACHE to a directory")
     try:
         yield path
     except OSError as e:

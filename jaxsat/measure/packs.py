@@ -49,7 +49,7 @@ def measured(
             args = (pack.model, text.n_units, mesh, params_K, rank_K, text.tokens_NxBxT1, text.unit_NxBxT)
             found = {m: _traced(m.of, *args) for m in traced}
         if jax.process_count() > 1:  # reading asks the other processes: never two programs of several at once
-            jax.block_until_ready(found)
+            jax.block_until_ready(list(found.values()))
         plain = [(m, run) for m, runs in todo[step] if not m.traced for run in runs]
         finish = partial(_finish, pack, store, corpus, text, step, params_K, traced, found, plain)
         before = step

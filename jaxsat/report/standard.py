@@ -130,7 +130,7 @@ def _constants(fits: Mapping[str, "Fit"]) -> pd.DataFrame:
 def _said(name: str, law: "Law", results: Results) -> str:
     """A law in words."""
     if name not in results.laws:
-        return f"{name}: not fitted, for there are too few rows yet."
+        return f"{name}: not fitted; {results.not_fitted.get(name, 'nothing was')}."
     fit, rows = results.laws[name], residuals(law, name, results)
     unit, column = ("%", "gap_percent") if fit.scale == "log" else (fit.form.output, "gap")
     gap, held = rows[column], ~rows["in_fit"]
@@ -197,4 +197,4 @@ def _over_log_rank(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _after_the_last(rows: pd.DataFrame) -> pd.DataFrame:
     last = rows["metric"].eq("anisotropy_after_gain")
-    return rows.assign(layer=rows["layer"] + last, metric="anisotropy")
+    return rows.assign(layer=rows["layer"].where(~last, rows["model.depth"] + 1), metric="anisotropy")
