@@ -101,11 +101,8 @@ def measures(scale: str) -> list[Measure]:
 
 def computed(scale: str) -> list[Computed]:
     """Languages softmax(W phi) with a W of rank 16 and a chosen spectrum: the theorem's premises hold exactly."""
-    return [Computed(name, partial(_control, power)) for name, power in LANGUAGES.items()]
-
-
-def _control(power: float) -> pd.DataFrame:
-    return control(synthetic.world(512, 16, power, logit_sd=1.5, seed=0), CONTROL_RANKS)
+    heads = lambda power: control(synthetic.world(512, 16, power, logit_sd=1.5, seed=0), CONTROL_RANKS)
+    return [Computed(name, partial(heads, power)) for name, power in LANGUAGES.items()]
 
 
 # Laws.
@@ -117,26 +114,21 @@ def _ends(r: Results, params: str = "params.total") -> pd.DataFrame:
     return last.rename(columns={params: "N", "tokens": "D", "value": "loss"})
 
 
-def _larger(r: Results) -> pd.DataFrame:
-    """The points to which the paper fits its law."""
-    if lacking := _law_needs(r):
-        raise NotMeasured(lacking)
-    return _ends(r).query(f"N >= {PAPER_SMALL}")
-
-
 _rung = partial(Law, groups="model.width", held_out="N")  # seeds and budgets of a width share its misfit
 LAWS = {
     "L(N, D), total parameters": _rung(_ends),
     "L(N, D), non-embedding": _rung(partial(_ends, params="params.nonembedding")),
-    "A and alpha of the larger models": Law(_larger, hold=HOFFMANN, misfit=MISFIT),
+    "A and alpha of the larger models": Law(
+        lambda r: _ends(r).query(f"N >= {PAPER_SMALL}"), hold=HOFFMANN, misfit=MISFIT
+    ),
 }
 
 
 # What the claims need, of the runs alone.
 
-
-def _full(r: Results) -> pd.DataFrame:
-    return r.select("main", FULL)
+_full = lambda r: r.select("main", FULL)
+_probe_needs = lambda r: "" if "probe" in r.parts else "runs with and without weight decay"
+_rank_needs = lambda r: "" if r.count("rank < `model.width`", "main") else "runs of several head ranks"
 
 
 def _law_needs(r: Results) -> str:
@@ -154,14 +146,6 @@ def _saturation_needs(r: Results) -> str:
     if (epochs := runs["epochs"].max()) > MOST_EPOCHS:
         return f"at most {MOST_EPOCHS} epochs, as a rise may be over-fitting; here {epochs:.0f}"
     return _law_needs(r)
-
-
-def _probe_needs(r: Results) -> str:
-    return "" if "probe" in r.parts else "runs with and without weight decay"
-
-
-def _rank_needs(r: Results) -> str:
-    return "" if r.count("rank < `model.width`", "main") else "runs of several head ranks"
 
 
 def _knee_needs(r: Results) -> str:
@@ -198,7 +182,7 @@ def gap(r: Results, at: str) -> Estimate:
     neighbours = [curves.groupby("series")["loss"].shift(by) for by in (1, -1)]
     curves["chosen_by"] = pd.concat(neighbours, axis=1).mean(axis=1)
     found = getattr(laws.gaps(curves, PAPER_SMALL, hold=HOFFMANN, misfit=MISFIT), at)
-    how = f"mean over the small models, {at} checkpoint; E, B, beta held; a run is taken to be {100 * MISFIT:g} % off its law"
+    how = f"mean over the small models, {at} checkpoint; E, B, beta held, misfit of a run {100 * MISFIT:g} %"
     return Estimate(found.value, found.low, found.high, "%", how, curves["series"].nunique())
 
 
@@ -212,13 +196,12 @@ def with_saturation(r: Results, metric: str) -> Estimate:
 def degeneration_alone(r: Results) -> Estimate:
     runs = r.select("probe", "`train.weight_decay` == 0")
     still = [id for id, rise in _rises(r, runs).items() if rise.low <= 0]
-    how = f"late rise of singular entropy; {len(still)} of {len(runs)} runs without weight decay, whose loss does not rise"
+    how = f"late rise of singular entropy; {len(still)} of {len(runs)} runs without weight decay, whose loss stays"
     return mean_over(_levels(r, "singular_entropy", runs.loc[still]), "nats", how)
 
 
 def rank_costs(r: Results) -> Estimate:
-    last = r.last("heldout_loss", part="main")
-    how = "loss on log2 of the head's rank, a slope a width"
+    last, how = r.last("heldout_loss", part="main"), "loss on log2 of the head's rank, a slope a width"
     return slope(np.log2(last["rank"]), last["value"], "nats a doubling", how, last["model.width"])
 
 
@@ -265,54 +248,53 @@ CLAIMS = [
     Claim("saturation", f"Late in training the loss of {SMALL} goes up, by more than twice what that of larger ones "
           f"does: {LATE}, at 21,000 tokens a parameter or more and at most 4 epochs.",
           GODEY, "models up to 410M", "secondary", saturation, above(0), _saturation_needs),
-    Claim("gap_final", f"The final checkpoints of {SMALL} are worse than a law fitted to the larger ones, with E, B and beta "
-          "of Hoffmann et al.; at the paper's scale by 8 %, give or take 5.",
+    Claim("gap_final", f"The final checkpoints of {SMALL} are worse than a law fitted to the larger ones, with E, B and "
+          "beta of Hoffmann et al.; at the paper's scale by 8 %, give or take 5.",
           GODEY, "8 % worse on average", "secondary", partial(gap, at="final"), above(0), _law_needs, between(3, 13)),
     Claim("gap_best", "So are their best checkpoints; at the paper's scale by 4 %, give or take 4.",
           GODEY, "about 4 % worse", "secondary", partial(gap, at="best"), above(0), _law_needs, between(0, 8)),
-    Claim("spectral_saturation", "The head's singular values degenerate as small models saturate: over all sizes the rises of "
-          f"singular entropy and of the loss ({LATE}) have a rank correlation above 0.",
+    Claim("spectral_saturation", "The head's singular values degenerate as small models saturate: over all sizes the "
+          f"rises of singular entropy and of the loss ({LATE}) have a rank correlation above 0.",
           GODEY, "", "secondary", partial(with_saturation, metric="singular_entropy"), above(0), _saturation_needs),
-    Claim("late_anisotropy", "Last-layer anisotropy (after the final gain) rises as saturation sets in: over all sizes its "
-          f"rise and that of the loss ({LATE}) have a rank correlation above 0.",
-          GODEY, "", "secondary", partial(with_saturation, metric="anisotropy_after_gain"), above(0), _saturation_needs),
-    Claim("rank_costs", "A head of low rank costs loss, whatever the width of the backbone: more than 0.01 nats for each "
-          "halving of its rank.",
-          GODEY, "below rank 1000", "secondary", rank_costs, below(-0.01), _rank_needs),
-    Claim("common_knee", "On frozen backbones the loss is worse below a rank that does not depend on their width: the rank "
-          "within 1 % of the full head grows with a power of the width between -0.5 and 0.5.",
+    Claim("late_anisotropy", "Last-layer anisotropy (after the final gain) rises as saturation sets in: over all sizes "
+          f"its rise and that of the loss ({LATE}) have a rank correlation above 0.",
+          GODEY, "", "secondary", partial(with_saturation, metric="anisotropy_after_gain"), above(0),
+          _saturation_needs),
+    Claim("rank_costs", "A head of low rank costs loss, whatever the width of the backbone: more than 0.01 nats for "
+          "each halving of its rank.", GODEY, "below rank 1000", "secondary", rank_costs, below(-0.01), _rank_needs),
+    Claim("common_knee", "On frozen backbones the loss is worse below a rank that does not depend on their width: the "
+          "rank within 1 % of the full head grows with a power of the width between -0.5 and 0.5.",
           GODEY, "about 1000", "secondary", common_knee, between(-0.5, 0.5), _knee_needs),
     Claim("degeneration_alone", "A head's spectrum can degenerate without a rise of the loss: without weight decay "
           f"singular entropy rises by more than 0.1 nats ({LATE}) where the loss does not rise.",
           KULKARNI, "", "secondary", degeneration_alone, above(0.1), _probe_needs, kind="follow-up"),
-    Claim("weight_decay", "Weight decay drives the effective rank of the head: without it the spectrum ends more degenerate "
-          "by more than 0.1 nats of singular entropy, at equal rate and seed. (The sign is ours.)",
+    Claim("weight_decay", "Weight decay drives the effective rank of the head: without it the spectrum ends more "
+          "degenerate by more than 0.1 nats of singular entropy, at equal rate and seed. (The sign is ours.)",
           KULKARNI, "", "secondary", weight_decay, above(0.1), _probe_needs, kind="follow-up"),
-    Claim("gap_follows_tail", "The loss gap of a rank-limited head falls with the square of the tail of the ideal head's "
-          "spectrum: a log-log slope of 2, give or take 0.15.",
+    Claim("gap_follows_tail", "The loss gap of a rank-limited head falls with the square of the tail of the ideal "
+          "head's spectrum: a log-log slope of 2, give or take 0.15.",
           GODEY, "slope 2; 1 at least", "derived", gap_follows_tail, between(1.85, 2.15), kind="check"),
-    Claim("gap_below_bound", "The gap of the truncated head stays below 2 R sigma_(r+1), with R the largest feature norm: "
-          "log10 of their ratio is below 0.",
+    Claim("gap_below_bound", "The gap of the truncated head stays below 2 R sigma_(r+1), with R the largest feature "
+          "norm: log10 of their ratio is below 0.",
           GODEY, "at every rank", "derived", gap_below_bound, below(0), kind="check"),
 ]  # fmt: skip
-
 SECTIONS = [
     standard.loss("main"),
     standard.scaling(LAWS),
     standard.head("main"),
     Section(
         "What moves the spectrum",
-        Chart(["singular_entropy", "heldout_loss"], colour="train.weight_decay", dash="train.learning_rate", part="probe",
-              name="weight_decay_probe", caption="Singular entropy and loss by weight decay and learning rate."),
+        Chart(["singular_entropy", "heldout_loss"], colour="train.weight_decay", dash="train.learning_rate",
+              part="probe", name="weight_decay_probe", caption="By weight decay and learning rate."),
         text="The smallest width with a full head, trained five times longer, with and without weight decay.",
     ),
     standard.representations("main"),
     Section(
         "A language whose answer is known",
-        Chart([("head_gap_truncated", "head_gap_trained")], x="head_tail", colour="series", dash="metric", log="xy", slope=2,
-              name="synthetic_control", where=f"series in {list(LANGUAGES)}",
-              caption="Loss above the language's entropy against the tail of the spectrum that a head of rank r leaves."),
-        text="Next-token distributions softmax(W phi) with a W of rank 16 and chosen spectrum: the only place where the "
-        "premises of the theorem hold exactly.",
+        Chart([("head_gap_truncated", "head_gap_trained")], x="head_tail", colour="series", dash="metric", log="xy",
+              slope=2, name="synthetic_control", where=f"series in {list(LANGUAGES)}",
+              caption="Loss above the language's entropy against the tail of the spectrum that a head leaves."),
+        text="Next-token distributions softmax(W phi) with a W of rank 16 and chosen spectrum: the only place where "
+        "the premises of the theorem hold exactly.",
     ),
 ]  # fmt: skip

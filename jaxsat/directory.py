@@ -24,7 +24,7 @@ from jaxsat.config import InputError, Run, flatten, from_dict
 from jaxsat.measure import table
 from jaxsat.model import count_parameters
 from jaxsat.sweep import Pack, differing_keys, make_packs
-from jaxsat.train import write_atomically
+from jaxsat.train import environment, write_atomically
 
 FORMAT = 2  # of sweep.json
 Sizes = Callable[[Run, int], tuple[int, int]]  # see `make_packs`
@@ -108,8 +108,8 @@ class Directory:
                     f"data.tokenizer = {run.data.tokenizer}" if key == "tokenizer_hash" else ", ".join(run.data.corpus)
                 )
                 raise InputError(
-                    f"{what} is not what {self.path} was trained on: {key} is {identity.get(key)}, was {was}; put the old "
-                    "one back, or choose another --out (`jaxsat report` needs no text)"
+                    f"{what} is not what {self.path} was trained on: {key} is {identity.get(key)}, was {was}; put the "
+                    "old one back, or choose another --out (`jaxsat report` needs no text)"
                 )
 
     def know_settings(self, settings: Mapping[str, Any]) -> None:
@@ -160,6 +160,35 @@ class Directory:
             for launch in json.loads(path.read_text()) if path.exists() else []:
                 found.setdefault(json.dumps(launch, sort_keys=True), launch)
         return list(found.values())
+
+    def notices(self, runs: Iterable[str], command: str) -> list[str]:
+        """What went wrong quietly with these runs, in lines."""
+        states, launches = self.states(runs), self.launches(runs)
+        said = [f"run {id} diverged at step {s.step}: its numbers end there" for id, s in states.items()
+                if s.name == "diverged"]  # fmt: skip
+        if n := sum(s.name in ("waiting", "training") for s in states.values()):
+            said.append(f"{n} of {len(states)} runs are not at their end yet: {command}")
+        for what, of in (("versions of jax", lambda e: e["packages"]["jax"]), ("devices", lambda e: e["devices"][0])):
+            if len(different := sorted(set(map(of, launches)))) > 1:
+                said.append(f"trained with different {what}: {', '.join(different)}; last digits may differ")
+        return said
+
+    def provenance(self, runs: Iterable[str]) -> dict[str, str]:
+        """What the numbers of these runs depend on, as it was when they were trained."""
+        launches = self.launches(runs) or [environment()]
+        said = lambda of: "; ".join(dict.fromkeys(map(of, launches)))
+        lines = {key: said(lambda e, key=key: e[key]) for key in ("python", "platform")}
+        lines["devices"] = said(lambda e: ", ".join(sorted(set(e["devices"]))) + f" ({len(e['devices'])})")
+        lines["packages"] = said(lambda e: ", ".join(f"{name} {version}" for name, version in e["packages"].items()))
+        lines["settings"] = ", ".join(f"{key} {value}" for key, value in self.settings.items())
+        keys = dict.fromkeys(text_key(self.runs[id]) for id in runs)
+        for i, text in enumerate(self.texts[key] for key in keys if key in self.texts):
+            lines["corpus" if i == 0 else f"corpus {i + 1}"] = (
+                f"{', '.join(text['corpus'])}: {text['train_tokens']:,} training tokens, {text['heldout_tokens']:,} "
+                f"held out, {text['bytes_per_token']:.2f} bytes a token, sha256 {text['content_hash'][:16]}, tokenizer "
+                f"{text['tokenizer_hash'][:16]}"
+            )
+        return lines
 
     def sources(self, runs: Sequence[str], *more: bytes) -> str:
         """A hash of all that a report of these runs is made of."""

@@ -20,8 +20,8 @@ from jaxsat.directory import Directory, RunState, text_key
 from jaxsat.measure import Computed, Measure, measured, table
 from jaxsat.measure.measure import values
 from jaxsat.measure.packs import Todo
-from jaxsat.sweep import Pack, describe_packs
 from jaxsat.stop import Stop
+from jaxsat.sweep import Pack, describe_packs
 from jaxsat.train import train_pack
 
 Progress = Callable[[str, float, str], None]  # (stage, fraction done of it, what)

@@ -78,13 +78,15 @@ class Results:
         columns = chosen.drop(columns="tokens", errors="ignore").rename_axis(None)
         rows = rows.merge(columns, left_on="series", right_index=True, how="inner" if part or where else "left")
         if rows.empty:
-            raise NotMeasured(", ".join(metrics) + (f" of {part}" if part else "") + (f" where {where}" if where else ""))
+            raise NotMeasured(
+                ", ".join(metrics) + (f" of {part}" if part else "") + (f" where {where}" if where else "")
+            )
         order = ["model.width", "model.depth", "rank", "series", "metric", "step", "layer", "index"]
         return rows.sort_values([key for key in order if key in rows], kind="stable", ignore_index=True)
 
     def last(self, metric: str, part: str | Iterable[str] = (), where: str = "") -> pd.DataFrame:
-        """The rows of one metric at the last step of each run that was trained and measured to its end, and of each series
-        that is no run."""
+        """The rows of one metric at the last step of each run that was trained and measured to its end, and of each
+        series that is no run."""
         rows = self.rows(metric, part=part, where=where)
         end = rows.groupby("series")["step"].transform("max")
         if "train.steps" in rows:

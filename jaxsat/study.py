@@ -3,7 +3,6 @@ stopped, and does only what is not there yet."""
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
 from importlib import metadata
 
 import jax
@@ -15,11 +14,11 @@ from jaxsat import experiment as experiments
 from jaxsat import hosts, parallel, report
 from jaxsat.claims import judge
 from jaxsat.config import InputError, Layout, flatten, validate_layout
-from jaxsat.directory import Directory, runs_table, text_key
+from jaxsat.directory import Directory, runs_table
 from jaxsat.jobs import Jobs, Progress
 from jaxsat.results import NotMeasured, Results
 from jaxsat.sweep import Pack, describe_packs
-from jaxsat.train import environment, write_atomically
+from jaxsat.train import write_atomically
 
 LARGER = {"laptop": "workstation", "workstation": "pod"}
 
@@ -162,10 +161,12 @@ class Study:
         judged = [judge(claim, results) for claim in self.experiment.claims]
         sections = self.experiment.sections or report.standard.sections(self.experiment.laws)
         intro = f"{len(ids)} models at the scale “{self.experiment.scale}”, by `{self.command}`."
+        provenance = {"command": self.command} | self.directory.provenance(self.experiment.runs)
         larger = LARGER.get(self.experiment.scale)
         beyond = f"{self.command.partition(' --scale')[0]} --scale {larger}" if larger else ""
-        report.write(folders, self.experiment.title, intro, sections, judged, self.provenance(), results,
-                     command=self.command + self._out, larger=beyond, notices=self.notices(), sources=sources)  # fmt: skip
+        report.write(folders, self.experiment.title, intro, sections, judged, provenance, results,
+                     command=self.command + self._out, larger=beyond, notices=self.notices(),
+                     sources=sources)  # fmt: skip
         return page
 
     def _made_for_this(self) -> bool:
@@ -176,46 +177,7 @@ class Study:
 
     def notices(self) -> list[str]:
         """What went wrong quietly."""
-        states = self.directory.states(self.experiment.runs)
-        said = [
-            f"run {id} diverged at step {s.step}: its numbers end there"
-            for id, s in states.items()
-            if s.name == "diverged"
-        ]
-        begun = [id for id, s in states.items() if s.name in ("waiting", "training")]
-        if begun:
-            said.append(f"{len(begun)} of {len(states)} runs are not at their end yet: {self.command}{self._out}")
-        launches = self.directory.launches(self.experiment.runs)
-        for what, of in {
-            "versions of jax": lambda e: e["packages"]["jax"],
-            "kinds of device": lambda e: e["devices"][0],
-        }.items():
-            if len(different := sorted({of(launch) for launch in launches})) > 1:
-                said.append(
-                    f"trained with different {what}: {', '.join(different)}; equal ids may differ in the last digits"
-                )
-        return said
-
-    def provenance(self) -> dict[str, str]:
-        """What the numbers depend on, for the foot of the page: of what was trained, as it was then."""
-        launches = self.directory.launches(self.experiment.runs) or [environment()]
-        said = lambda of: "; ".join(dict.fromkeys(map(of, launches)))
-        lines = {
-            "command": self.command,
-            "python": said(lambda e: e["python"]),
-            "platform": said(lambda e: e["platform"]),
-        }
-        lines["devices"] = said(lambda e: ", ".join(sorted(set(e["devices"]))) + f" ({len(e['devices'])})")
-        lines["packages"] = said(lambda e: ", ".join(f"{name} {version}" for name, version in e["packages"].items()))
-        lines["settings"] = ", ".join(f"{key} {value}" for key, value in self.directory.settings.items())
-        keys = dict.fromkeys(text_key(run) for run in self.experiment.runs.values())
-        for i, text in enumerate(self.directory.texts[key] for key in keys if key in self.directory.texts):
-            lines["corpus" if i == 0 else f"corpus {i + 1}"] = (
-                f"{', '.join(text['corpus'])}: {text['train_tokens']:,} training tokens, {text['heldout_tokens']:,} held out, "
-                f"{text['bytes_per_token']:.2f} bytes a token, sha256 {text['content_hash'][:16]}, tokenizer "
-                f"{text['tokenizer_hash'][:16]}"
-            )
-        return lines
+        return self.directory.notices(self.experiment.runs, self.command + self._out)
 
 
 def _lacking(claim, results: Results) -> str:

@@ -84,7 +84,8 @@ def curves(run: Run, small: bool, p: Plant, hard_M: np.ndarray, rng: np.random.G
     misfit, parts = 1 + 0.002 * rng.standard_normal(), []
     for step in checkpoint_steps(run.train)[1:]:
         t, tokens = step / run.train.steps, step * run.tokens_per_step
-        loss = law_at(run, n, tokens) * misfit * (1 + 0.001 * rng.standard_normal()) * (1 + (p.gap(t) if small else 0) / 100)
+        loss = law_at(run, n, tokens) * misfit * (1 + 0.001 * rng.standard_normal())
+        loss *= 1 + (p.gap(t) if small else 0) / 100
         loss += p.rank * halvings + (p.decay_loss(t) if run.train.weight_decay == 0 else 0)
         loss_M = loss * hard_M * own_M
         spike = math.exp(-((math.log1p(step) / math.log1p(run.train.steps) - 0.5) ** 2) / 0.01)
