@@ -248,8 +248,8 @@ CLAIMS = [
     Claim("saturation", f"Late in training the loss of {SMALL} goes up, by more than twice what that of larger ones "
           f"does: {LATE}, at 21,000 tokens a parameter or more and at most 4 epochs.",
           GODEY, "models up to 410M", "secondary", saturation, above(0), _saturation_needs),
-    Claim("gap_final", f"The final checkpoints of {SMALL} are worse than a law fitted to the larger ones, with E, B and "
-          "beta of Hoffmann et al.; at the paper's scale by 8 %, give or take 5.",
+    Claim("gap_final", f"The final checkpoints of {SMALL} are worse than a law fitted to the larger ones, with E, B "
+          "and beta of Hoffmann et al.; at the paper's scale by 8 %, give or take 5.",
           GODEY, "8 % worse on average", "secondary", partial(gap, at="final"), above(0), _law_needs, between(3, 13)),
     Claim("gap_best", "So are their best checkpoints; at the paper's scale by 4 %, give or take 4.",
           GODEY, "about 4 % worse", "secondary", partial(gap, at="best"), above(0), _law_needs, between(0, 8)),

@@ -1,6 +1,7 @@
 """Strict JAX for every test: eight fake CPU devices, no silent rank promotion, a compilation cache of its own."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -20,13 +21,17 @@ from jaxsat.train import train_pack
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-compiled = tempfile.TemporaryDirectory(prefix="jaxsat-compiled-")  # for the processes that tests start
-jax.config.update("jax_compilation_cache_dir", compiled.name)
+# One cache of compiled programs for all workers, and for the processes that tests start.
+if "JAXSAT_TEST_COMPILED" not in os.environ:
+    os.environ["JAXSAT_TEST_COMPILED"] = tempfile.mkdtemp(prefix="jaxsat-compiled-")
+COMPILED = os.environ["JAXSAT_TEST_COMPILED"]
+jax.config.update("jax_compilation_cache_dir", COMPILED)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def pytest_unconfigure() -> None:
-    compiled.cleanup()
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
