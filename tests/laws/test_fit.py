@@ -327,54 +327,6 @@ def test_groups_are_resampled_whole():
     assert by_seed.low < 50 / 1e8**0.15 < by_seed.high
 
 
-def widths(count, seed, misfit=0.01, noise=0.003):
-    """Of each width three budgets and two seeds, which share its misfit: inputs, losses, widths."""
-    rng = np.random.default_rng(seed)
-    sizes = 18e3 * 2.3 ** np.arange(count)
-    n, d, _ = (a.ravel() for a in np.meshgrid(sizes, [384e3, 768e3, 1536e3], [0, 1], indexing="ij"))
-    width = np.repeat(np.arange(count), 6)
-    off = rng.normal(0, misfit, count)[width] + rng.normal(0, noise, len(n))
-    return {"N": n, "D": d}, law(FLAT, n, d) * np.exp(off), width
-
-
-def held_at(count, draws, **options):
-    """How often the law within the sizes, and at the next, lies in its interval."""
-    inside = np.zeros(2)
-    for seed in range(draws):
-        inputs, loss, width = widths(count, seed)
-        groups = {"groups": width} if options.pop("grouped", True) else {}
-        fitted = fit(QUICK, inputs, loss, bootstrap=100, seed=seed, **groups, **options)
-        n = 18e3 * 2.3 ** np.array([(count - 1) / 2, count])
-        curve = fitted.predict(N=n, D=1e6)
-        inside += (curve.low <= law(FLAT, n, 1e6)) & (law(FLAT, n, 1e6) <= curve.high)
-    return inside / draws
-
-
-def test_intervals_of_few_groups_hold():
-    """40 draws of 4 widths: where 90 % hold, 31 do but for a chance of 1 %. Rows resampled alone held 58 %, three
-    groups resampled 47 %."""
-    assert (held_at(4, 40) >= 31 / 40).all()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("count, options", [(3, {"misfit": 0.01}), (4, {}), (6, {}), (12, {})])
-def test_intervals_of_groups_hold_in_85_of_100_draws(count, options):
-    assert (held_at(count, 100, **options) >= 0.85).all()
-
-
-def test_groups_no_more_than_the_constants_that_tell_them_apart_bound_nothing():
-    inputs, loss, width = widths(3, 0)
-    fitted = fit(QUICK, inputs, loss, groups=width, bootstrap=50)
-    curve = fitted.predict(N=1e6, D=1e6)
-    assert curve.low == -math.inf and curve.high == math.inf and set(fitted.unidentified) == set(QUICK.names)
-    new = fitted.predict_new(N=1e6, D=1e6)
-    assert new.low == 0 and new.high == math.inf
-    point = json.loads(fitted.to_json([{"N": 1e6, "D": 1e6}]), parse_constant=pytest.fail)["predictions"][0]
-    assert point["low"] is None and point["high"] is None and point["value"] == pytest.approx(curve.value)
-    told = fit(QUICK, inputs, loss, groups=width, misfit=0.01, bootstrap=50).predict(N=1e5, D=1e6)
-    assert 0 < told.low < told.value < told.high < 2 * told.low
-
-
 def test_a_constant_that_the_data_cannot_identify_is_unbounded_and_so_is_what_depends_on_it():
     inputs, _ = draw()
     one_budget = np.full(60, 1e10)
