@@ -51,36 +51,28 @@ class Results:
         if parts:
             ids = {id for name in parts for id in self.parts[name]}
             chosen = chosen[chosen.index.isin(ids)]
-        if not where:
-            return chosen
-        try:
-            return chosen.query(where)
-        except (pd.errors.UndefinedVariableError, SyntaxError, TypeError, ValueError) as e:
-            raise InputError(f"{where!r}: {e}; the columns are {', '.join(self.runs.columns)}") from None
+        return _where(chosen, where)
 
     def count(self, where: str = "", part: str | Iterable[str] = ()) -> int:
         """How many runs are so, trained or not: what `needs` of a claim may ask before any training."""
         return len(self.select(part, where))
 
     def rows(self, *metrics: str, part: str | Iterable[str] = (), where: str = "") -> pd.DataFrame:
-        """The measurements of `metrics`, with the columns of their runs beside them. Of series that are no runs
-        (`Computed`) those columns are missing; they are there only when neither `part` nor `where` chooses among runs.
+        """The measurements of `metrics`, with the columns of their runs beside them; `where` may name any of these. Of
+        series that are no runs (`Computed`) the runs' columns are missing, and no part has them.
 
-        Ordered by size and rank, then series, metric, step, layer, index.
-        Raises NotMeasured when there are none.
+        Ordered by size and rank, then series, metric, step, layer, index. Raises NotMeasured when there are none.
         """
         rows = self.measurements
         if metrics:
             rows = rows[rows["metric"].isin(metrics)]
-        chosen = self.select(part, where)
+        what = ", ".join(metrics) + (f" of {part}" if part else "") + (f" where {where}" if where else "")
         if rows.empty:
-            raise NotMeasured(", ".join(metrics))
-        columns = chosen.drop(columns="tokens", errors="ignore").rename_axis(None)
-        rows = rows.merge(columns, left_on="series", right_index=True, how="inner" if part or where else "left")
+            raise NotMeasured(what)
+        columns = self.select(part).drop(columns="tokens", errors="ignore").rename_axis(None)
+        rows = _where(rows.merge(columns, left_on="series", right_index=True, how="inner" if part else "left"), where)
         if rows.empty:
-            raise NotMeasured(
-                ", ".join(metrics) + (f" of {part}" if part else "") + (f" where {where}" if where else "")
-            )
+            raise NotMeasured(what)
         order = ["model.width", "model.depth", "rank", "series", "metric", "step", "layer", "index"]
         return rows.sort_values([key for key in order if key in rows], kind="stable", ignore_index=True)
 
@@ -98,8 +90,11 @@ class Results:
 
     def curves(self, metric: str, runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
         """Of each of `runs` that has it, the metric along training: tokens (above 0) down, `index` across."""
-        rows = self.rows(metric, where=f"index in {list(runs.index)!r}")
-        trained = rows[rows["tokens"] > 0].groupby("series")
+        rows = self.measurements
+        rows = rows[rows["metric"].eq(metric) & rows["series"].isin(runs.index) & rows["tokens"].gt(0)]
+        if rows.empty:
+            raise NotMeasured(metric)
+        trained = rows.groupby("series")
         return {id: of.pivot(index="tokens", columns="index", values="value") for id, of in trained}
 
     def law(self, name: str) -> "Fit":
@@ -107,6 +102,13 @@ class Results:
         if name not in self.laws:
             raise NotMeasured(f"the law {name!r}")
         return self.laws[name]
+
+
+def _where(table: pd.DataFrame, rule: str) -> pd.DataFrame:
+    try:
+        return table.query(rule) if rule else table
+    except (pd.errors.UndefinedVariableError, SyntaxError, TypeError, ValueError) as e:
+        raise InputError(f"{rule!r}: {e}; the columns are {', '.join(table.columns)}") from None
 
 
 def sized(runs: pd.DataFrame) -> pd.DataFrame:

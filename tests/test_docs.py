@@ -1,0 +1,65 @@
+"""docs/experiments.md, run as it stands: a measure of one's own, and an experiment without training."""
+
+import contextlib
+import io
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxsat.checkpoints import load_run
+from jaxsat.cli import main
+from jaxsat.study import Study
+
+DOCS = Path(__file__).parents[1] / "docs" / "experiments.md"
+DEPTH, SKILLS = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    compiled = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("JAXSAT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")
+    monkeypatch.chdir(tmp_path)
+    words = ["sun", "moon", "stars", "sea", "stone", "tree", "river", "and", "the", "of"]
+    lines = [" ".join(np.random.default_rng(i).choice(words, 30)) for i in range(200)]
+    (tmp_path / "words.txt").write_text("\n".join(lines))
+    yield tmp_path
+    jax.config.update("jax_compilation_cache_dir", compiled)
+
+
+def said(*argv: str) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+        assert main(list(argv)) == 0
+    return stdout.getvalue()
+
+
+def test_a_measure_of_ones_own(home):
+    assert DEPTH[DEPTH.index("def embedding") :].strip().count("\n") < 15, "at most 15 lines"
+    (home / "depth.py").write_text(DEPTH)
+    assert "measure embedding (version 1) of 6 checkpoints" in said("reproduce", "depth.py", "--dry-run")
+    page = said("reproduce", "depth.py").splitlines()[-1]
+    assert (home / page).exists()
+    rows = Study("depth.py", "laptop").results().last("embedding_norm")
+    assert sorted(rows["model.depth"]) == [1, 1, 2, 2, 3, 3]
+    for row in rows.to_dict("records"):
+        _, params = load_run("runs/depth", row["series"], 100)
+        assert row["value"] == pytest.approx(np.linalg.norm(params["embedding"], axis=1).mean(), rel=1e-6)
+
+
+def test_an_experiment_without_training(home):
+    (home / "skills.py").write_text(SKILLS)
+    page = Path(said("reproduce", "skills.py").splitlines()[-1])
+    (claim,) = json.loads((page.parent / "claims.json").read_text())
+    assert claim["verdict"] == "reproduced" and claim["estimate"]["n"] == 3
+    assert claim["estimate"]["value"] == pytest.approx(1, abs=0.02)
+    law = json.loads(Path("runs/skills/laws.json").read_text())["loss against time, alpha 0.6"]
+    assert law["constants"]["alpha"]["value"] == pytest.approx(0.375, abs=0.01)
+    assert "Loss of all skills against time" in page.read_text()
+    assert "nothing" not in said("show", "runs/skills")
+    before = {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*") if p.is_file()}
+    said("reproduce", "skills.py")
+    assert {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*") if p.is_file()} == before
