@@ -16,11 +16,10 @@ from jaxsat.claims import judge
 from jaxsat.config import InputError, Layout, flatten, validate_layout
 from jaxsat.directory import Directory, runs_table
 from jaxsat.jobs import Jobs, Progress
+from jaxsat.measure import table
 from jaxsat.results import NotMeasured, Results
 from jaxsat.sweep import Pack, describe_packs
 from jaxsat.train import write_atomically
-
-LARGER = {"laptop": "workstation", "workstation": "pod"}
 
 
 class Study:
@@ -60,6 +59,7 @@ class Study:
     def _open(self, name: str, scale: str, out: epath.PathLike | None) -> None:
         self.experiment = experiments.load(name, scale)
         key = f"{self.experiment.name}-{scale}"
+        self._name = name
         self.command = f"jaxsat reproduce {name}" + (f" --scale {scale}" if scale != "laptop" else "")
         self._out = f" --out {out}" if out else ""
         self.out = epath.Path(out or f"runs/{self.experiment.name}" + ("" if scale == "laptop" else f"-{scale}"))
@@ -162,12 +162,22 @@ class Study:
         sections = self.experiment.sections or report.standard.sections(self.experiment.laws)
         intro = f"{len(ids)} models at the scale “{self.experiment.scale}”, by `{self.command}`."
         provenance = {"command": self.command} | self.directory.provenance(self.experiment.runs)
-        larger = LARGER.get(self.experiment.scale)
-        beyond = f"{self.command.partition(' --scale')[0]} --scale {larger}" if larger else ""
         report.write(folders, self.experiment.title, intro, sections, judged, provenance, results,
-                     command=self.command + self._out, larger=beyond, notices=self.notices(),
+                     command=self.command + self._out, larger=self._beyond(), notices=self.notices(),
                      sources=sources)  # fmt: skip
         return page
+
+    def _beyond(self) -> dict[str, str]:
+        """Of each claim the command of the next larger scale that has what it needs; none where no scale has."""
+        found: dict[str, str] = {}
+        for scale in experiments.SCALES[experiments.SCALES.index(self.experiment.scale) + 1 :]:
+            larger = experiments.load(self._name, scale)
+            runs = runs_table(Directory(self.out, dict(larger.runs)), larger.parts)
+            results = Results(scale, runs, table.empty(), larger.parts)
+            for claim in larger.claims:
+                if claim.id not in found and not _lacking(claim, results):
+                    found[claim.id] = f"jaxsat reproduce {self._name} --scale {scale}"
+        return found
 
     def _made_for_this(self) -> bool:
         first = next(iter(self.directory.experiments.values()))

@@ -40,14 +40,14 @@ def write(
     results: Results,
     *,
     command: str = "",
-    larger: str = "",
+    larger: Mapping[str, str] | None = None,
     notices: Sequence[str] = (),
     sources: str = "",
 ) -> None:
     """Writes the report of `results` into each of `folders`, replacing an earlier one there.
 
-    command: what measures more of this scale, larger: what runs the next one; they stand beside the verdicts that ask
-    for them. notices: what went wrong quietly, at the top. sources: a hash of all that the report is made of, which
+    command: what measures more of this scale. larger: by claim, what runs a scale that has what it needs. Both stand
+    beside the verdicts that ask for them. notices: what went wrong quietly, at the top. sources: a hash of all that the report is made of, which
     `sources_of` reads back.
 
     Everything is rendered once, before anything is written, and then put in its place by a rename, so a report is whole
@@ -59,7 +59,7 @@ def write(
         if out.exists() and not (out / "claims.json").exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"{out} exists and holds no report: give an empty or a new directory")
     _check_names(sections)
-    texts = {"command": command, "larger": larger, "notices": notices, "sources": sources}
+    texts = {"command": command, "larger": larger or {}, "notices": notices, "sources": sources}
     files = _files(title, intro, sections, judged, provenance, results, **texts)
     for out in folders:
         try:
