@@ -47,8 +47,8 @@ def write(
     """Writes the report of `results` into each of `folders`, replacing an earlier one there.
 
     command: what measures more of this scale. larger: by claim, what runs a scale that has what it needs. Both stand
-    beside the verdicts that ask for them. notices: what went wrong quietly, at the top. sources: a hash of all that the report is made of, which
-    `sources_of` reads back.
+    beside the verdicts that ask for them. notices: what went wrong quietly, at the top. sources: a hash of all that the
+    report is made of, which `sources_of` reads back.
 
     Everything is rendered once, before anything is written, and then put in its place by a rename, so a report is whole
     or absent. Raises InputError when a folder holds something else than a report or cannot be written, on two items of

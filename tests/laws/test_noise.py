@@ -147,10 +147,10 @@ def test_groups_no_more_than_the_constants_that_tell_them_apart_bound_nothing():
     inputs, loss, width = widths(3, 0)
     fitted = fit(QUICK, inputs, loss, groups=width, bootstrap=50)
     curve = fitted.predict(N=1e6, D=1e6)
-    assert curve.low == -math.inf and curve.high == math.inf and set(fitted.unidentified) == set(QUICK.names)
+    assert curve.low == 0 and curve.high == math.inf and set(fitted.unidentified) == set(QUICK.names)
     new = fitted.predict_new(N=1e6, D=1e6)
     assert new.low == 0 and new.high == math.inf
     point = json.loads(fitted.to_json([{"N": 1e6, "D": 1e6}]), parse_constant=pytest.fail)["predictions"][0]
-    assert point["low"] is None and point["high"] is None and point["value"] == pytest.approx(curve.value)
+    assert point["low"] == 0 and point["high"] is None and point["value"] == pytest.approx(curve.value)
     told = fit(QUICK, inputs, loss, groups=width, misfit=0.01, bootstrap=50).predict(N=1e5, D=1e6)
     assert 0 < told.low < told.value < told.high < 2 * told.low
