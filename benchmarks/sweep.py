@@ -10,9 +10,9 @@ import time
 
 import jax
 import numpy as np
+from jaxsat.experiments import saturation
 
 from benchmarks import Worker, answer, questions
-from experiments import saturation
 from jaxsat import parallel
 from jaxsat.config import Layout
 from jaxsat.sweep import Pack, make_packs

@@ -41,7 +41,7 @@ JUDGED = [
         claim("theorem", 2.0, 1.9, 2.1, kind="check", origin="derived"),
     )
 ]
-COMMANDS = {"command": "jaxsat reproduce x", "larger": "jaxsat reproduce x --scale workstation"}
+COMMANDS = {"command": "jaxsat reproduce x", "larger": {}}
 
 
 class Page(HTMLParser):
