@@ -4,7 +4,7 @@ Godey, de la Clergerie and Sagot (2024), arXiv:2404.07647: small models saturate
 their output head degenerates as they do, and a head of low rank costs loss whatever the backbone.
 
     jaxsat reproduce saturation                          laptop: 46 runs of width 8 to 64; 6 minutes on 2 cores
-    jaxsat reproduce saturation --scale workstation      width 64 to 512; about an hour on one GPU (not measured yet)
+    jaxsat reproduce saturation --scale workstation      width 64 to 512; 4 epochs at most of the texts at hand (not measured yet)
     jaxsat reproduce saturation --scale pod              the Pythia shapes on C4 (not measured yet)
 
 Expect at the laptop scale: loss falls with every doubling of the head's rank; without weight decay the spectrum
@@ -51,7 +51,7 @@ def sweeps(scale: str) -> list[Sweep]:
             repeated = widths[:2]  # second seeds of all ranks at 32 and 64 too: a minute more, the same verdicts
             ranks = {8: (2, 4, 8), 16: (2, 4, 8, 16), 32: (2, 4, 8, 16, 32), 64: (4, 8, 16, 32, 64)}
             budgets, probe = (375, 750), dict(steps=7500, rates=(0.04, 0.12))
-        case "workstation":  # 3.3 epochs of about 5 M tokens
+        case "workstation":  # 3.1 epochs of 5.3 M tokens; the probe 3.7
             model = llama(depth=4, vocab_size=8192, context=256)
             train = TrainConfig(steps=1000, batch_size=64, warmup_steps=50, schedule="linear", final_lr=0.0)
             base = Run(model, train, DataConfig(("bible_web", "bible_basic", "docs")))

@@ -182,7 +182,8 @@ def test_a_second_time_nothing_is_done_again(out):
 
 
 def test_a_report_is_stale_by_what_it_is_made_of_and_not_by_clocks(copy, user_file):
-    same = user_file(EXPERIMENT)
+    bare = EXPERIMENT + "\nfrom jaxsat.report import Section\nSECTIONS = [Section('Nothing')]"
+    same = user_file(bare)
     Study(same, "laptop", copy).report()
     before = files(copy)
     for path in (same, copy / "measurements" / "1-of-1.parquet", copy / "sweep.json"):
@@ -193,7 +194,7 @@ def test_a_report_is_stale_by_what_it_is_made_of_and_not_by_clocks(copy, user_fi
         k: v for k, v in before.items() if k not in touched
     }
     (copy / "report" / "index.html").unlink()
-    for newer in (lambda: None, lambda: user_file(EXPERIMENT + "\n# changed"), lambda: drop_rows(copy, 5)):
+    for newer in (lambda: None, lambda: user_file(bare + "\n# changed"), lambda: drop_rows(copy, 5)):
         newer()
         Study(same, "laptop", copy).report()
         assert files(copy)["report/index.html"] > before["report/index.html"]

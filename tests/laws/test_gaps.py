@@ -158,6 +158,7 @@ def laptop(seed, misfit, final=0.0):
     return pd.DataFrame(rows, columns=["series", "width", "N", "D", "loss"])
 
 
+@pytest.mark.slow
 def test_all_constants_of_three_widths_tell_no_gap_with_confidence():
     """E, A and alpha go through any three widths: no bound. With a misfit that is known the interval is wide, and holds
     in 17 of 20 draws at least, which right ones of 90 % fail with a chance of 13 %; these draws are fixed."""

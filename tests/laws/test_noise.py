@@ -131,6 +131,7 @@ def held_at(count, draws, **options):
     return inside / draws
 
 
+@pytest.mark.slow
 def test_intervals_of_few_groups_hold():
     """40 draws of 4 widths: where 90 % hold, 31 do but for a chance of 1 %. Rows resampled alone held 58 %, three
     groups resampled 47 %."""

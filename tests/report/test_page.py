@@ -41,7 +41,10 @@ JUDGED = [
         claim("theorem", 2.0, 1.9, 2.1, kind="check", origin="derived"),
     )
 ]
-COMMANDS = {"command": "jaxsat reproduce x", "larger": {}}
+COMMANDS = {
+    "command": "jaxsat reproduce x",
+    "larger": dict.fromkeys(["untested", "between"], "jaxsat reproduce x --scale pod"),
+}
 
 
 class Page(HTMLParser):
