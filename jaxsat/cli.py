@@ -232,7 +232,7 @@ def run(command: Command) -> int:
                 said = str(study.report(command.to))
             case Fit():
                 results = study.fit()
-    if isinstance(command, Fit):
+    if isinstance(command, Fit) and results:
         from jaxsat.report import tables
 
         console.print(_frame(tables.constants(results.laws)) if results.laws else f"{command.name} fits no laws")

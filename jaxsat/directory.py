@@ -83,7 +83,8 @@ class Directory:
     def grow(self, runs: Iterable[Run], sizes: Sizes) -> list[Pack]:
         """Adds the runs that are not here, in packs of their own; the packs that hold the runs asked for."""
         asked = {run.id: run for run in runs}
-        new = [run for id, run in asked.items() if id not in self.runs]
+        packed = {run.id for pack in self.packs for run in pack.runs}
+        new = [run for id, run in asked.items() if id not in packed]
         self.runs |= {run.id: run for run in new}
         self.packs += make_packs(new, sizes)
         return [pack for pack in self.packs if any(run.id in asked for run in pack.runs)]
@@ -123,28 +124,39 @@ class Directory:
                 )
 
     def save(self) -> None:
-        """Writes sweep.json, keeping what others have added to it since it was read."""
-        if self.exists:
-            there = Directory(self.path)._read()
-            there.know_settings(self.settings)
-            for key in self.texts.keys() & there.texts.keys():
-                if self.texts[key] != there.texts[key]:
-                    raise InputError(f"{self.path}: another process has recorded another text just now; start again")
-            known = there.runs.keys()
-            self.packs = there.packs + [p for p in self.packs if not any(run.id in known for run in p.runs)]
-            self.runs, self.texts = there.runs | self.runs, there.texts | self.texts
-            self.experiments = there.experiments | self.experiments
-        document = {
-            "format": FORMAT,
-            "settings": self.settings,
-            "texts": self.texts,
-            "experiments": self.experiments,
-            "packs": [[run.id for run in pack.runs] for pack in self.packs],
-            "runs": {id: dataclasses.asdict(run) for id, run in self.runs.items()},
-        }
-        text, path = json.dumps(document, indent=1), self.path / "sweep.json"
-        if not path.exists() or path.read_text() != text:
+        """Writes sweep.json, keeping what others have added to it since it was read. Raises InputError where that does
+        not go together with what this process has planned."""
+        path = self.path / "sweep.json"
+        for _ in range(10):  # others may write between reading and writing: again until all of ours is there
+            if self.exists:
+                self._take_in(Directory(self.path)._read())
+            document = {
+                "format": FORMAT,
+                "settings": self.settings,
+                "texts": self.texts,
+                "experiments": self.experiments,
+                "packs": [[run.id for run in pack.runs] for pack in self.packs],
+                "runs": {id: dataclasses.asdict(run) for id, run in self.runs.items()},
+            }
+            text = json.dumps(document, indent=1)
+            if path.exists() and path.read_text() == text:
+                return
             write_atomically(path, text)
+        raise InputError(f"{path} is written by others all the time: start again")
+
+    def _take_in(self, there: "Directory") -> None:
+        there.know_settings(self.settings)
+        ours = {pack.id for pack in there.packs}
+        packed = {run.id for pack in there.packs for run in pack.runs}
+        new = [pack for pack in self.packs if pack.id not in ours]
+        again = "another process has just added {} to {}: the same command again goes on"
+        if any(run.id in packed for pack in new for run in pack.runs):
+            raise InputError(again.format("the same runs in other packs", self.path))
+        if any(self.texts[key] != there.texts[key] for key in self.texts.keys() & there.texts.keys()):
+            raise InputError(again.format("another text", self.path))
+        self.packs = there.packs + new
+        self.runs, self.texts = there.runs | self.runs, there.texts | self.texts
+        self.experiments = there.experiments | self.experiments
 
     def measurements(self) -> pd.DataFrame:
         return table.read(self.path / "measurements")
@@ -161,9 +173,8 @@ class Directory:
                 found.setdefault(json.dumps(launch, sort_keys=True), launch)
         return list(found.values())
 
-    def notices(self, runs: Iterable[str], command: str) -> list[str]:
-        """What went wrong quietly with these runs, in lines."""
-        states, launches = self.states(runs), self.launches(runs)
+    def notices(self, states: Mapping[str, "RunState"], launches: Sequence[dict[str, Any]], command: str) -> list[str]:
+        """What went wrong quietly with runs of these states, in lines."""
         said = [f"run {id} diverged at step {s.step}: its numbers end there" for id, s in states.items()
                 if s.name == "diverged"]  # fmt: skip
         if n := sum(s.name in ("waiting", "training") for s in states.values()):
@@ -173,9 +184,9 @@ class Directory:
                 said.append(f"trained with different {what}: {', '.join(different)}; last digits may differ")
         return said
 
-    def provenance(self, runs: Iterable[str]) -> dict[str, str]:
+    def provenance(self, runs: Iterable[str], launches: Sequence[dict[str, Any]]) -> dict[str, str]:
         """What the numbers of these runs depend on, as it was when they were trained."""
-        launches = self.launches(runs) or [environment()]
+        launches = launches or [environment()]
         said = lambda of: "; ".join(dict.fromkeys(map(of, launches)))
         lines = {key: said(lambda e, key=key: e[key]) for key in ("python", "platform")}
         lines["devices"] = said(lambda e: ", ".join(sorted(set(e["devices"]))) + f" ({len(e['devices'])})")
@@ -189,22 +200,6 @@ class Directory:
                 f"{text['tokenizer_hash'][:16]}"
             )
         return lines
-
-    def sources(self, runs: Sequence[str], *more: bytes) -> str:
-        """A hash of all that a report of these runs is made of."""
-        h = hashlib.sha256()
-        texts = [self.texts.get(text_key(self.runs[id])) for id in runs]
-        h.update(
-            json.dumps(
-                [sorted(runs), texts, self.launches(runs), [dataclasses.astuple(s) for s in self.states(runs).values()]]
-            ).encode()
-        )
-        folder = self.path / "measurements"
-        for path in sorted(folder.glob("*.parquet")) if folder.exists() else []:
-            h.update(path.read_bytes())
-        for part in more:
-            h.update(hashlib.sha256(part).digest())
-        return h.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -232,10 +227,12 @@ def text_key(run: Run) -> str:
     return hashlib.sha256(data.encode()).hexdigest()[:12]
 
 
-def runs_table(directory: Directory, parts: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """The table `runs` of `Results`, of the runs of these parts."""
+def runs_table(
+    directory: Directory, parts: Mapping[str, Sequence[str]], states: Mapping[str, RunState] | None = None
+) -> pd.DataFrame:
+    """The table `runs` of `Results`, of the runs of these parts; `states` where they are read already."""
     ids = list(dict.fromkeys(id for part in parts.values() for id in part))
-    states, rows = directory.states(ids), {}
+    states, rows = directory.states(ids) if states is None else states, {}
     for id in ids:
         run = directory.runs[id]
         counts = count_parameters(run.model)
@@ -249,7 +246,7 @@ def runs_table(directory: Directory, parts: Mapping[str, Sequence[str]]) -> pd.D
             "state": states[id].name,
             "part": ", ".join(part for part, members in parts.items() if id in members),
         }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return pd.DataFrame.from_dict(rows, orient="index") if rows else pd.DataFrame(index=pd.Index([], dtype="str"))
 
 
 def summary(out: epath.PathLike) -> pd.DataFrame:

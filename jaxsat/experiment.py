@@ -9,9 +9,12 @@ Only `sweeps` or `computed` is needed.
 """
 
 import contextlib
+import dataclasses
+import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,12 +23,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pandas as pd
+
 from jaxsat import measure
 from jaxsat.claims import Claim
-from jaxsat.config import InputError, Preempted, Run, unknown
+from jaxsat.config import InputError, Preempted, Run, checkpoint_steps, unknown
 from jaxsat.laws import Law
 from jaxsat.measure import Computed, Measure
 from jaxsat.report import Section
+from jaxsat.results import NotMeasured, Results
 from jaxsat.sweep import Sweep
 
 SCALES = ("laptop", "workstation", "pod")
@@ -49,6 +55,39 @@ class Experiment:
     @property
     def runs(self) -> dict[str, Run]:
         return {run.id: run for sweep in self.sweeps for run in sweep.runs}
+
+    def fitted(self, results: Results) -> Results:
+        """`results` with the laws, and why others could not be fitted."""
+        fits, why = {}, {}
+        for name, law in self.laws.items():
+            try:
+                with user_code(self.file):
+                    rows = law.rows(results)
+                fits[name] = law.fit(rows)
+            except NotMeasured as e:
+                why[name] = f"needs {e}"
+            except InputError as e:
+                why[name] = str(e)
+        return dataclasses.replace(results, laws=fits, not_fitted=why)
+
+    def lacking(self, claim: Claim, results: Results) -> str:
+        """What a claim needs that is not there; "" also where it asks for measurements that are still to come."""
+        try:
+            with user_code(self.file):
+                return claim.needs(results)
+        except NotMeasured:
+            return ""
+
+    def hash(self, results: Results, said: Any) -> str:
+        """Of all that a report is made of: numbers, what is `said` of them (JSON), and the code that makes the page."""
+        h = hashlib.sha256(json.dumps([said, self.parts, results.runs.to_json()]).encode())
+        h.update(pd.util.hash_pandas_object(results.measurements).to_numpy().tobytes())
+        loaded = {Path(m.__file__) for m in [*sys.modules.values()] if getattr(m, "__file__", None)}
+        beside = {path for path in loaded if path.parent == self.file.parent and path.suffix == ".py"}
+        ours = {path for kind in ("*.py", "*.html") for path in Path(__file__).parent.rglob(kind)}
+        for path in sorted({self.file, *beside, *ours}):
+            h.update(path.read_bytes())
+        return h.hexdigest()
 
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:
@@ -86,13 +125,19 @@ def load(name: str, scale: str) -> Experiment:
             raise InputError(f"{name}: two {what}s are named {repeated!r}")
     if repeated := _repeated([claim.id for claim in declared["CLAIMS"]]):
         raise InputError(f"{name}: two claims have the id {repeated!r}")
+    for m in asked["measures"]:
+        if m.at == "best" and "loss" not in {other.name for other in asked["measures"]}:
+            raise InputError(f"{name}: measure {m.name!r} at the best checkpoint needs measure.loss() in the list too")
     title = (module.__doc__ or file.stem).strip().splitlines()[0].rstrip(".")
     experiment = Experiment(file.stem, scale, file, title, *asked.values(), *declared.values())
-    with user_code(file):
-        try:
-            assert experiment.runs is not None  # validated here, before anything is asked of them
-        except InputError as e:
-            raise InputError(f"{name}: {e}") from None
+    try:
+        runs = experiment.runs.values()  # validated here, before anything is asked of them
+    except InputError as e:
+        raise InputError(f"{name}: {e}") from None
+    for m in asked["measures"]:
+        for step in m.at if isinstance(m.at, tuple) else ():
+            if not any(step in checkpoint_steps(run.train) for run in runs if m.runs(run)):
+                raise InputError(f"{name}: measure {m.name!r} asks for step {step}, of which no run has a checkpoint")
     return experiment
 
 
@@ -108,12 +153,15 @@ def user_code(file: Path) -> Iterator[None]:
     except Exception as e:
         if isinstance(e, OSError) and not isinstance(e, FileNotFoundError):
             raise  # a full disk is no slip of theirs
-        frames = traceback.extract_tb(e.__traceback__)
-        theirs = [f for f in frames if Path(f.filename).parent.resolve() == file.parent.resolve()]
-        if not theirs or theirs[-1] is not next(f for f in reversed(frames) if not f.filename.startswith("<")):
-            raise  # deeper than their lines: ours, or a library's
+        folders = file.parent.resolve(), Path(__file__).parent
+        frames = [(f, Path(f.filename).resolve()) for f in traceback.extract_tb(e.__traceback__)]
+        last = next(
+            (f for f, path in reversed(frames) if path.parent == folders[0] or folders[1] in path.parents), None
+        )
+        if last is None or Path(last.filename).resolve().parent != folders[0]:
+            raise  # our fault, not that of their lines
         said = f"no module {e.name!r}" if isinstance(e, ModuleNotFoundError) else f"{type(e).__name__}: {e}"
-        raise InputError(f"{theirs[-1].filename}, line {theirs[-1].lineno}: {' '.join(said.split())}") from None
+        raise InputError(f"{last.filename}, line {last.lineno}: {' '.join(said.split())}") from None
 
 
 def _module(name: str) -> ModuleType:
@@ -121,8 +169,9 @@ def _module(name: str) -> ModuleType:
         path = Path(name)
         if not path.is_file():
             raise InputError(f"no file {name}: give the path of a Python file, or one of {', '.join(names())}")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)  # where its dataclasses look for it
+        name = f"jaxsat_experiment_{path.stem}"  # theirs may be called random.py
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where its dataclasses look for it
         folder = str(path.parent.resolve())
         if folder not in sys.path:
             sys.path.append(folder)  # last: a file beside it must not hide a library

@@ -6,7 +6,7 @@ end a stage after the job under way, with everything kept.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -40,49 +40,87 @@ class Jobs:
     writer: str  # the name of its file of measurements
     command: str  # that does all of it
     layout: Layout = Layout()
+    texts: dict[str, corpora.Corpus] = dataclasses.field(default_factory=dict)
 
     # What is pending, told by what is on disk.
 
     def untrained(self) -> list[Pack]:
-        """Packs of which a run may not be at its end. What is measured to its end needs no checkpoint."""
-        rows = self.directory.measurements()
-        ends = set(zip(rows["series"], rows["step"]))
-        states = self._states()
+        """Packs of which a run may not be at its end. What was measured there is, and what nobody will measure there is
+        when its checkpoint is complete; the rest is looked at as it is restored."""
+        done, states = self.done(), self._states()
+        ends = {(series, step) for series, step, _, _ in done}
 
-        def ended(run: Run) -> bool:
-            return states[run.id].name == "diverged" or (run.id, run.train.steps) in ends
+        def ended(pack: Pack, run: Run) -> bool:
+            if states[run.id].name == "diverged" or (run.id, run.train.steps) in ends:
+                return True
+            wanted = any(run.train.steps in _steps(m, run, states[run.id], {}) for m in self._of(run))
+            return states[run.id].name == "done" and not wanted and run.train.steps in self.checkpoints(pack)
 
-        return [pack for pack in self.packs if not all(map(ended, pack.runs))]
+        return [pack for pack in self.packs if not all(ended(pack, run) for run in pack.runs)]
 
-    def unmeasured(self, done: Done, best: dict[str, int] | None = None) -> list[tuple[Pack, Todo]]:
-        """Of each pack the checkpoints that a measure has not seen; those `at` the best where `best` says which they
-        are, else all others."""
-        states = self._states()
+    def unmeasured(
+        self, done: Done, best: dict[str, int] | None = None, states: Mapping[str, RunState] | None = None
+    ) -> list[tuple[Pack, Todo]]:
+        """Of each pack the checkpoints that a measure has not seen, whether they are there or not; those `at` the best
+        where `best` says which they are, else all others. `states`: of the runs, where they are read already."""
+        states = self._states() if states is None else states
         found = []
         for pack in self.packs:
-            todo: dict[int, list[tuple[Measure, list[Run]]]] = {}
-            for m in self.measures:
-                if (m.at == "best") != (best is not None):
-                    continue
-                pending: dict[int, list[Run]] = {}
-                for run in pack.runs:
-                    if run.id in self.asked and m.runs(run):
+            pending: dict[int, dict[Measure, list[Run]]] = {}
+            for run in pack.runs:
+                for m in self._of(run):
+                    if (m.at == "best") == (best is not None):
                         for step in _steps(m, run, states[run.id], best or {}):
                             if (run.id, step, m.name, m.version) not in done:
-                                pending.setdefault(step, []).append(run)
-                for step, runs in pending.items():
-                    todo.setdefault(step, []).append((m, runs))
-            if todo:
-                found.append((pack, todo))
+                                pending.setdefault(step, {}).setdefault(m, []).append(run)
+            if pending:
+                found.append((pack, {step: list(of.items()) for step, of in pending.items()}))
         return found
 
     def uncomputed(self, done: Done) -> list[Computed]:
         versions = {(series, name, version) for series, _, name, version in done}
         return [c for c in self.computed if (c.name, c.name, c.version) not in versions]
 
-    def done(self) -> Done:
-        rows = self.directory.measurements()[["series", "step", "measure", "version"]].drop_duplicates()
+    def done(self, rows: pd.DataFrame | None = None) -> Done:
+        """What the table `rows`, else that on disk, holds. Raises InputError where a measure has been made in a later
+        version than is asked for."""
+        rows = self.directory.measurements() if rows is None else rows
+        rows = rows[["series", "step", "measure", "version"]].drop_duplicates()
+        for m in (*self.measures, *self.computed):
+            if (newest := rows.loc[rows["measure"] == m.name, "version"].max()) > m.version:
+                raise InputError(
+                    f"measure {m.name!r} has version {m.version}, and {self.directory.path} holds version {newest}: "
+                    f"raise it to {newest}, or above if it has changed"
+                )
         return set(rows.itertuples(index=False, name=None))
+
+    def best(self) -> dict[str, int]:
+        """Of each run whose loss is measured to its end the step where it was least."""
+        rows = self.directory.measurements()
+        rows = rows[rows["metric"].eq("heldout_loss") & rows["value"].notna() & rows["measure"].eq("loss")]
+        least = rows.loc[rows.groupby("series")["value"].idxmin()].set_index("series")["step"]
+        last, states = rows.groupby("series")["step"].max(), self._states()
+        runs = {run.id: run for pack in self.packs for run in pack.runs if run.id in least.index}
+        ended = [id for id, run in runs.items() if states[id].name == "diverged" or last[id] == run.train.steps]
+        return {id: int(least[id]) for id in ended}
+
+    def checkpoints(self, pack: Pack) -> set[int]:
+        """Steps that lie on disk."""
+        folder = self.directory.path / "checkpoints" / pack.id
+        return {int(p.name) for p in folder.iterdir() if p.name.isdigit()} if folder.exists() else set()
+
+    def notices(self, rows: pd.DataFrame, states: Mapping[str, RunState]) -> list[str]:
+        """Checkpoints that no measure of the table `rows` has seen: those to be measured, and those that are gone."""
+        waiting, gone = 0, 0
+        for pack, todo in self.unmeasured(self.done(rows), states=states):
+            there, reached = self.checkpoints(pack), max(states[run.id].step for run in pack.runs if run.id in states)
+            waiting += sum(step in there for step in todo)
+            gone += sum(step not in there and step <= reached for step in todo)
+        said = [f"{waiting} checkpoints are not measured yet: {self.command}"] if waiting else []
+        return said + ([f"{gone} checkpoints that were to be measured are gone"] if gone else [])
+
+    def _of(self, run: Run) -> list[Measure]:
+        return [m for m in self.measures if m.runs(run)] if run.id in self.asked else []
 
     def _states(self) -> dict[str, RunState]:
         return self.directory.states([run.id for pack in self.packs for run in pack.runs])
@@ -136,37 +174,38 @@ class Jobs:
         self._run("compute", self._compute(progress))
 
     def _measure(self, best: bool, progress: Progress) -> Iterator[pd.DataFrame]:
-        steps = hosts.first(self._best) if best else None
+        steps = hosts.first(self.best) if best else None
         done = set(map(tuple, hosts.first(lambda: [list(key) for key in self.done()])))
         pending = self.unmeasured(done, steps)
-        total, made = sum(len(todo) for _, todo in pending), 0
-        for pack, todo in pending:
-            folder = self.directory.path / "checkpoints" / pack.id
-            if not hosts.first(folder.exists):
-                raise InputError(f"{self.directory.path} has no checkpoints of run {pack.runs[0].id}: {self.command}")
-            with Store(folder, [run.id for run in pack.runs]) as store:
-                there = set(store.steps)
-                todo = {step: jobs for step, jobs in todo.items() if step in there}
-                for step, rows in measured(pack, store, self.text(pack.runs[0]), todo, self.layout):
-                    made += 1
-                    progress("measure", made / total, f"width {pack.model.width} x {len(pack.runs)} runs, step {step}")
-                    yield rows
-
-    def _best(self) -> dict[str, int]:
-        rows = self.directory.measurements()
-        rows = rows[rows["metric"].eq("heldout_loss") & rows["value"].notna()]
-        least = rows.loc[rows.groupby("series")["value"].idxmin()]
-        return {series: int(step) for series, step in zip(least["series"], least["step"])}
+        there = dict(hosts.first(lambda: [(pack.id, sorted(self.checkpoints(pack))) for pack, _ in pending]))
+        todo = {pack: {step: jobs for step, jobs in of.items() if step in there[pack.id]} for pack, of in pending}
+        if pending and not any(there.values()):
+            run = pending[0][0].runs[0].id
+            raise InputError(f"{self.directory.path} has no checkpoints of run {run}, nor of others: {self.command}")
+        total, made = sum(map(len, todo.values())), 0
+        for pack, of in todo.items():
+            if of:
+                folder = self.directory.path / "checkpoints" / pack.id
+                with Store(folder, [run.id for run in pack.runs]) as store:
+                    for step, rows in measured(pack, store, self.text(pack.runs[0]), of, self.layout):
+                        made += 1
+                        what = f"width {pack.model.width} x {len(pack.runs)} runs, step {step}"
+                        progress("measure", made / total, what)
+                        yield rows
 
     def _compute(self, progress: Progress) -> Iterator[pd.DataFrame]:
         done = set(map(tuple, hosts.first(lambda: [list(key) for key in self.done()])))
         pending = self.uncomputed(done)
         for i, c in enumerate(pending):
             progress("compute", i / len(pending), c.name)
-            rows = table.empty()
-            if i % jax.process_count() == jax.process_index():
-                rows = table.rows(c.name, 0, 0, c.name, c.version, values(c.of(), c.name))
-            yield rows
+            rows = [table.empty()]
+
+            def compute(i: int = i, c: Computed = c, rows: list[pd.DataFrame] = rows) -> None:
+                if i % jax.process_count() == jax.process_index():
+                    rows[0] = table.rows(c.name, 0, 0, c.name, c.version, values(c.of(), c.name))
+
+            hosts.together(compute)  # who works is waited for, however long
+            yield rows[0]
 
     def _run(self, what: str, jobs: Iterable[pd.DataFrame]) -> None:
         """The loop. Each of many hosts takes the same steps, so all stop after the same job."""
@@ -185,15 +224,17 @@ class Jobs:
     def text(self, run: Run, progress: corpora.Progress = lambda done, total, what: None) -> corpora.Corpus:
         """The corpus of a run, on every host, that the directory knows or gets to know. Raises InputError for
         another."""
+        if (key := f"{text_key(run)} {run.model.context}") not in self.texts:
 
-        def prepare() -> corpora.Corpus:
-            corpus = corpora.prepare(run.data, run.model.vocab_size, run.model.context, progress)
-            self.directory.know_text(run, corpus)
-            return corpus
+            def prepare() -> None:
+                corpus = corpora.prepare(run.data, run.model.vocab_size, run.model.context, progress)
+                self.directory.know_text(run, corpus)
+                self.texts[key] = corpus
 
-        corpus = hosts.one_after_the_other(prepare)
-        hosts.agree({f"{key} of {', '.join(run.data.corpus)}": value for key, value in corpus.identity().items()})
-        return corpus
+            hosts.one_after_the_other(prepare)
+            identity = self.texts[key].identity()
+            hosts.agree({f"{name} of {', '.join(run.data.corpus)}": value for name, value in identity.items()})
+        return self.texts[key]
 
 
 def _steps(m: Measure, run: Run, state: RunState, best: dict[str, int]) -> list[int]:

@@ -80,10 +80,7 @@ class Results:
         """The rows of one metric at the last step of each run that was trained and measured to its end, and of each
         series that is no run."""
         rows = self.rows(metric, part=part, where=where)
-        end = rows.groupby("series")["step"].transform("max")
-        if "train.steps" in rows:
-            end = rows["train.steps"].fillna(end).mask(rows["state"].eq("diverged"), -1)
-        rows = rows[rows["step"] == end]
+        rows = at_end(rows)
         if rows.empty:
             raise NotMeasured(f"{metric} at the end of a run" + (f" of {part}" if part else ""))
         return rows.reset_index(drop=True)
@@ -94,6 +91,8 @@ class Results:
         rows = rows[rows["metric"].eq(metric) & rows["series"].isin(runs.index) & rows["tokens"].gt(0)]
         if rows.empty:
             raise NotMeasured(metric)
+        if rows["layer"].nunique() > 1:
+            raise InputError(f"curves of {metric!r}, which has layers: use rows")
         trained = rows.groupby("series")
         return {id: of.pivot(index="tokens", columns="index", values="value") for id, of in trained}
 
@@ -102,6 +101,15 @@ class Results:
         if name not in self.laws:
             raise NotMeasured(f"the law {name!r}")
         return self.laws[name]
+
+
+def at_end(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of rows with their runs' columns those of the last step of each run that was trained and measured to its end, and
+    of each series that is no run."""
+    end = rows.groupby("series")["step"].transform("max")
+    if "train.steps" in rows:
+        end = rows["train.steps"].fillna(end).mask(rows["state"].eq("diverged"), -1)
+    return rows[rows["step"] == end]
 
 
 def _where(table: pd.DataFrame, rule: str) -> pd.DataFrame:

@@ -1,9 +1,9 @@
 """A study: one experiment at one scale in one directory: obtain, measure, fit, report. Every stage continues where it
 stopped, and does only what is not there yet."""
 
-import dataclasses
 import json
-from importlib import metadata
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,12 +12,13 @@ from etils import epath
 
 from jaxsat import experiment as experiments
 from jaxsat import hosts, parallel, report
-from jaxsat.claims import judge
+from jaxsat.claims import Judged, judge
 from jaxsat.config import InputError, Layout, flatten, validate_layout
-from jaxsat.directory import Directory, runs_table
+from jaxsat.directory import Directory, RunState, runs_table
+from jaxsat.experiment import user_code
 from jaxsat.jobs import Jobs, Progress
 from jaxsat.measure import table
-from jaxsat.results import NotMeasured, Results
+from jaxsat.results import Results
 from jaxsat.sweep import Pack, describe_packs
 from jaxsat.train import write_atomically
 
@@ -53,8 +54,9 @@ class Study:
         self.directory.packs += [pack for pack in self.packs if pack.id not in here]
         i, n = share
         computed = self.experiment.computed[i - 1 :: n]
+        writer = f"{self.name}-{i}-of-{n}"
         self.jobs = Jobs(self.directory, self.packs[i - 1 :: n], frozenset(asked), self.experiment.measures, computed,
-                         f"{i}-of-{n}", self.command + self._out, layout)  # fmt: skip
+                         writer, self.command + self._out, layout)  # fmt: skip
 
     def _open(self, name: str, scale: str, out: epath.PathLike | None) -> None:
         self.experiment = experiments.load(name, scale)
@@ -75,68 +77,74 @@ class Study:
         self.jobs.train(progress, tensorboard)
 
     def measure(self, progress: Progress) -> None:
-        self.jobs.measure(progress)
+        with user_code(self.experiment.file):
+            self.jobs.measure(progress)
 
     def pending(self) -> list[str]:
         """What the stages would do, in lines: what trains, what is measured and computed, which claims cannot be
         tested."""
-        done = self.jobs.done()
-        packs = self.jobs.untrained()
+        done, packs = self.jobs.done(), self.jobs.untrained()
         said = [f"train {describe_packs(packs)}" if packs else "train nothing: all runs are at their end"]
         for pack in packs:
-            m = pack.model
-            said.append(f"  width {m.width} depth {m.depth} x {len(pack.runs)} runs, {pack.runs[0].train.steps} steps: "
-                        + ", ".join(run.id for run in pack.runs))  # fmt: skip
+            m, ids = pack.model, ", ".join(run.id for run in pack.runs)
+            shape = f"width {m.width} depth {m.depth} x {len(pack.runs)} runs, {pack.runs[0].train.steps} steps"
+            said.append(f"  {shape}: {ids}")
         for m in self.experiment.measures:
-            n = sum(len(runs) for _, todo in self.jobs.unmeasured(done, {} if m.at == "best" else None)
-                    for jobs in todo.values() for measure, runs in jobs if measure.name == m.name)  # fmt: skip
-            of = "the best checkpoints" if m.at == "best" else f"{n} checkpoints"
-            said.append(f"measure {m.name} (version {m.version}) of {of}")
+            best = self.jobs.best() if m.at == "best" else None
+            todo = [
+                (of, runs)
+                for _, todo in self.jobs.unmeasured(done, best)
+                for jobs in todo.values()
+                for of, runs in jobs
+            ]
+            n = sum(len(runs) for of, runs in todo if of is m)
+            said.append(f"measure {m.name} (version {m.version}) of {n} checkpoints")
         said += [f"compute {c.name} (version {c.version})" for c in self.jobs.uncomputed(done)]
         results = self.results(fit=False)
         for claim in self.experiment.claims:
-            if lacking := _lacking(claim, results):
+            if lacking := self.experiment.lacking(claim, results):
                 said.append(f"claim {claim.id} cannot be tested at this scale: {lacking}")
         return said
 
     def results(self, fit: bool = True) -> Results:
-        """All that was found so far, with the laws fitted. Raises InputError where there is nothing at all."""
-        runs = runs_table(self.directory, self.experiment.parts)
-        rows = self.directory.measurements()
-        names = {c.name for c in self.experiment.computed}
-        rows = rows[rows["series"].isin({*runs.index, *names}) & np.isfinite(rows["value"])]
+        """All that was found so far, with the laws fitted."""
+        found = self._found(self.directory.measurements(), self.directory.states(self.experiment.runs))
+        return self.experiment.fitted(found) if fit else found
+
+    def _found(self, rows: pd.DataFrame, states: Mapping[str, RunState]) -> Results:
+        """Of the table what this experiment asks for. Raises InputError where two measures give one number."""
+        runs = runs_table(self.directory, self.experiment.parts, states)
+        series = {*runs.index, *(c.name for c in self.experiment.computed)}
+        makers = {"", *(m.name for m in (*self.experiment.measures, *self.experiment.computed))}
+        rows = rows[rows["series"].isin(series) & rows["measure"].isin(makers) & np.isfinite(rows["value"])]
+        if (again := rows.duplicated([key for key in table.KEY if key != "measure"], keep=False)).any():
+            metric, makers = rows.loc[again, "metric"].iloc[0], sorted(set(rows.loc[again, "measure"]))
+            raise InputError(
+                f"{self.name}: {' and '.join(makers)} both measure {metric!r}; give one of them another name"
+            )
         rows = rows.drop(columns=["measure", "version"]).reset_index(drop=True)
-        found = Results(self.experiment.scale, runs, rows, self.experiment.parts)
-        return self._fitted(found) if fit else found
+        return Results(self.experiment.scale, runs, rows, self.experiment.parts)
 
-    def _fitted(self, results: Results) -> Results:
-        fits, why = {}, {}
-        for name, law in self.experiment.laws.items():
-            try:
-                fits[name] = law.fit(law.rows(results))
-            except NotMeasured as e:
-                why[name] = f"needs {e}"
-            except InputError as e:
-                why[name] = str(e)
-        return dataclasses.replace(results, laws=fits, not_fitted=why)
-
-    def fit(self) -> Results:
+    def fit(self) -> Results | None:
         """Results with the experiment's laws, on the first of many hosts; DIR/laws.json holds their constants."""
         found: list[Results] = []
-        hosts.first(lambda: found.append(self._fit()))
-        return found[0] if found else Results(self.experiment.scale, pd.DataFrame(), pd.DataFrame())
 
-    def _fit(self) -> Results:
-        self._must_hold_measurements()
-        results = self.results()
-        documents = {name: json.loads(fit.to_json()) for name, fit in results.laws.items()}
-        if documents:
-            write_atomically(self.out / "laws.json", json.dumps(documents, indent=1))
+        def fit() -> None:
+            found.append(self._measured(self.results()))
+            self._write_laws(found[0])
+
+        hosts.first(fit)
+        return found[0] if found else None
+
+    def _measured(self, results: Results) -> Results:
+        if results.measurements.empty:
+            raise InputError(f"{self.out} has no measurements of {self.experiment.name} yet: {self.command}{self._out}")
         return results
 
-    def _must_hold_measurements(self) -> None:
-        if not self.directory.exists or self.results(fit=False).measurements.empty:
-            raise InputError(f"{self.out} has no measurements of {self.experiment.name} yet: {self.command}{self._out}")
+    def _write_laws(self, results: Results) -> None:
+        if results.laws:
+            laws = {name: json.loads(fit.to_json()) for name, fit in results.laws.items()}
+            write_atomically(self.out / "laws.json", json.dumps(laws, indent=1))
 
     def report(self, to: epath.PathLike | None = None) -> epath.Path:
         """Writes the report, if nothing that it is made of has changed since the last one; the path of its page.
@@ -147,51 +155,55 @@ class Study:
         return epath.Path(hosts.first(lambda: str(self._report(to))))
 
     def _report(self, to: epath.PathLike | None) -> epath.Path:
-        self._must_hold_measurements()
-        ids = list(self.experiment.runs)
-        folders = [epath.Path(to)] if to else [self.out / "reports" / self.name]
+        e, folders = self.experiment, [epath.Path(to)] if to else [self.out / "reports" / self.name]
         if not to and self._made_for_this():
             folders.append(self.out / "report")
-        page = folders[-1] / "index.html"
-        versions = json.dumps([metadata.version("jaxsat"), self.name, self.command])
-        sources = self.directory.sources(ids, self.experiment.file.read_bytes(), versions.encode())
-        if all(report.sources_of(folder / "index.html") == sources for folder in folders):
-            return page
-        results = self.results() if to else self._fit()
-        judged = [judge(claim, results) for claim in self.experiment.claims]
-        sections = self.experiment.sections or report.standard.sections(self.experiment.laws)
-        intro = f"{len(ids)} models at the scale “{self.experiment.scale}”, by `{self.command}`."
-        provenance = {"command": self.command} | self.directory.provenance(self.experiment.runs)
-        report.write(folders, self.experiment.title, intro, sections, judged, provenance, results,
-                     command=self.command + self._out, larger=self._beyond(), notices=self.notices(),
-                     sources=sources)  # fmt: skip
-        return page
+        # Every file of the directory is read once, here.
+        rows, states = self.directory.measurements(), self.directory.states(e.runs)
+        launches = self.directory.launches(e.runs)
+        results, notices = self._measured(self._found(rows, states)), self.notices(rows, states, launches)
+        provenance = {"command": self.command} | self.directory.provenance(e.runs, launches)
+        sources = e.hash(results, [notices, provenance])
+        if not all(report.sources_of(folder / "index.html") == sources for folder in folders):
+            with user_code(e.file):
+                results = e.fitted(results)
+                judged = [judge(claim, results) for claim in e.claims]
+                sections = e.sections or report.standard.sections(e.laws)
+                intro = (
+                    f"{len(e.runs)} models" if e.runs else "Computed"
+                ) + f" at the scale “{e.scale}”, by `{self.command}`."
+                report.write(folders, e.title, intro, sections, judged, provenance, results,
+                             command=self.command + self._out, larger=self._beyond(judged), notices=notices,
+                             sources=sources)  # fmt: skip
+            if not to:
+                self._write_laws(results)
+        return folders[-1] / "index.html"
 
-    def _beyond(self) -> dict[str, str]:
-        """Of each claim the command of the next larger scale that has what it needs; none where no scale has."""
-        found: dict[str, str] = {}
-        for scale in experiments.SCALES[experiments.SCALES.index(self.experiment.scale) + 1 :]:
-            larger = experiments.load(self._name, scale)
+    def _beyond(self, judged: Sequence[Judged]) -> dict[str, str]:
+        """Of each claim that is open the command of the next larger scale that has what it needs."""
+        e, found = self.experiment, {}
+        is_open = {j.claim.id for j in judged if j.verdict in ("not testable at this scale", "undecided")}
+        for scale in experiments.SCALES[experiments.SCALES.index(e.scale) + 1 :] if is_open else ():
+            try:
+                larger = experiments.load(self._name, scale)
+            except InputError:  # it has no such scale
+                continue
             runs = runs_table(Directory(self.out, dict(larger.runs)), larger.parts)
             results = Results(scale, runs, table.empty(), larger.parts)
             for claim in larger.claims:
-                if claim.id not in found and not _lacking(claim, results):
+                if claim.id in is_open - found.keys() and not self.experiment.lacking(claim, results):
                     found[claim.id] = f"jaxsat reproduce {self._name} --scale {scale}"
         return found
 
     def _made_for_this(self) -> bool:
-        first = next(iter(self.directory.experiments.values()))
+        name, first = next(iter(self.directory.experiments.items()))
         theirs = {id for members in first["parts"].values() for id in members}
-        name = next(iter(self.directory.experiments))
         return name == self.name or bool(theirs) and theirs <= set(self.experiment.runs)
 
-    def notices(self) -> list[str]:
-        """What went wrong quietly."""
-        return self.directory.notices(self.experiment.runs, self.command + self._out)
-
-
-def _lacking(claim, results: Results) -> str:
-    try:
-        return claim.needs(results)
-    except NotMeasured:  # it asks for measurements that are still to come
-        return ""
+    def notices(self, *read: Any) -> list[str]:
+        """What went wrong quietly. `read`: table, states and launches, where they are read already."""
+        runs = self.experiment.runs
+        rows, states, launches = read or (
+            self.directory.measurements(), self.directory.states(runs), self.directory.launches(runs)
+        )  # fmt: skip
+        return self.directory.notices(states, launches, self.command + self._out) + self.jobs.notices(rows, states)

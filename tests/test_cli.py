@@ -141,7 +141,10 @@ def test_stages_one_at_a_time_where_told(log, tmp_path, capfd):
     assert main(["train", "mine.py", "--out", str(out), "--tensorboard"]) == 0
     assert {p.name for p in out.iterdir()} == {"sweep.json", "runs", "checkpoints"}
     assert list(out.glob("runs/*/tensorboard/*"))
-    assert main(["measure", "mine.py", "--out", str(out)]) == 0 and (out / "measurements" / "1-of-1.parquet").exists()
+    assert (
+        main(["measure", "mine.py", "--out", str(out)]) == 0
+        and (out / "measurements" / "mine-laptop-1-of-1.parquet").exists()
+    )
     assert "index.html" not in capfd.readouterr().out
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from jaxsat import experiment
 from jaxsat.config import InputError
 from jaxsat.experiment import load, names
 
 EXPERIMENT = (Path(__file__).parent / "mine.py").read_text()
+MEASURE = "\nfrom jaxsat.measure import Measure\ndef measures(scale): return [Measure('m', len, at=AT)]"
 COMPUTED = "from jaxsat.measure import Computed\ndef computed(scale): return [Computed('c', dict)]\n"
 
 
@@ -47,6 +47,10 @@ def user_file(tmp_path: Path) -> Callable[[str], str]:
         (EXPERIMENT.replace('Sweep("hot"', 'Sweep("main"'), r"two parts are named 'main'"),
         (COMPUTED.replace("[Computed('c', dict)]", "2 * [Computed('c', dict)]"), "two measures are named 'c'"),
         (COMPUTED.replace("Computed('c', dict)", "dict"), r"computed\('laptop'\) must return a list of Computed"),
+        (EXPERIMENT + MEASURE.replace("AT", "'best'"),
+         r"measure 'm' at the best checkpoint needs measure.loss\(\)"),
+        (EXPERIMENT + MEASURE.replace("AT", "(3,)"),
+         r"measure 'm' asks for step 3, of which no run has a checkpoint"),
         (COMPUTED + "LAWS = [3]", "LAWS must be a dict of names to Law, not"),
         (COMPUTED + "CLAIMS = [3]", r"CLAIMS must be a list of Claim, not \[3\]"),
         (COMPUTED + "SECTIONS = {}", r"SECTIONS must be a list of Section, not \{\}"),
@@ -59,11 +63,8 @@ def test_what_is_wrong_with_a_file_is_said(user_file, text, problem):
 
 
 def test_a_bug_of_ours_is_no_fault_of_theirs(user_file, monkeypatch):
-    def bug(*_: object) -> None:
-        raise TypeError("ours")
-
-    monkeypatch.setattr(experiment.Sweep, "__post_init__", bug)
-    with pytest.raises(TypeError, match="ours"):
+    monkeypatch.setattr("jaxsat.sweep._axes", None)
+    with pytest.raises(TypeError, match="not callable"):
         load(user_file(EXPERIMENT), "laptop")
 
 

@@ -97,7 +97,8 @@ class Measure:
 
     def __post_init__(self) -> None:
         _check(self.name, self.version, self.of)
-        if self.at not in ("every", "last", "best") and not isinstance(self.at, tuple):
+        steps = isinstance(self.at, tuple) and self.at and all(isinstance(s, int) and s >= 0 for s in self.at)
+        if self.at not in ("every", "last", "best") and not steps:
             raise InputError(
                 f"measure {self.name!r}: at = {self.at!r} must be 'every', 'last', 'best' or a tuple of steps"
             )
@@ -130,9 +131,10 @@ def values(found: Rows, name: str) -> pd.DataFrame:
     if isinstance(found, pd.DataFrame):
         if missing := {"metric", "value"} - set(found.columns):
             raise InputError(f"measure {name!r} returned a table without the column {min(missing)!r}")
-        if unknown := set(found.columns) - {"metric", "value", "layer", "index", "step", "tokens"}:
+        if unknown := {*map(str, found.columns)} - {"metric", "value", "layer", "index", "step", "tokens"}:
             raise InputError(f"measure {name!r} returned a table with an unknown column {min(unknown)!r}")
-        return found.assign(**{k: v for k, v in {"layer": -1, "index": 0}.items() if k not in found})
+        filled = {"layer": -1, "index": 0} | ({"step": found["tokens"]} if "tokens" in found else {})
+        return _checked(found.assign(**{k: v for k, v in filled.items() if k not in found}), name)
     if not isinstance(found, Mapping):
         raise InputError(f"measure {name!r} returned {type(found).__name__}: must be {{metric: numbers}} or a table")
     parts = []
@@ -152,3 +154,21 @@ def values(found: Rows, name: str) -> pd.DataFrame:
         if parts
         else pd.DataFrame({k: [] for k in ("metric", "layer", "index", "value")})
     )
+
+
+def _checked(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """A table that a measure returned, whose rows can be told apart and whose numbers are numbers."""
+    for column in ("value", "layer", "index", "step", "tokens"):
+        if column in table:
+            values = pd.to_numeric(table[column], errors="coerce").astype(float)
+            wrong = values.isna() & table[column].notna() if column == "value" else values % 1 != 0
+            if wrong.any():
+                right = "a number" if column == "value" else "a whole number"
+                raise InputError(f"measure {name!r}: {column} = {table.loc[wrong, column].iloc[0]} must be {right}")
+    places = [column for column in ("metric", "step", "layer", "index") if column in table]
+    if (again := table.duplicated(places)).any():
+        place = ", ".join(f"{column} {value}" for column, value in table.loc[again, places].iloc[0].items())
+        raise InputError(
+            f"measure {name!r} returned two rows of {place}: tell them apart by `index`, `layer` or `step`"
+        )
+    return table

@@ -51,7 +51,7 @@ def measured(
         if jax.process_count() > 1:  # reading asks the other processes: never two programs of several at once
             jax.block_until_ready(list(found.values()))
         plain = [(m, run) for m, runs in todo[step] if not m.traced for run in runs]
-        finish = partial(_finish, pack, store, corpus, text, step, params_K, traced, found, plain)
+        finish = partial(_finish, pack, store, corpus, step, params_K, traced, found, plain)
         before = step
     if finish:
         yield before, finish()
@@ -83,7 +83,7 @@ def _traced(
     return over_runs(mesh, one, shared=2)(params_K, rank_K, tokens_NxBxT1, unit_NxBxT)
 
 
-def _finish(pack, store, corpus, text, step, params_K, traced, found, plain) -> pd.DataFrame:
+def _finish(pack, store, corpus, step, params_K, traced, found, plain) -> pd.DataFrame:
     """Waits for what is measured at a step, measures the rest, and makes rows of it."""
     frames = []
     for measure, runs in traced.items():
@@ -93,14 +93,20 @@ def _finish(pack, store, corpus, text, step, params_K, traced, found, plain) -> 
                 k = pack.runs.index(run)
                 frames.append(_rows(measure, run, step, {name: value[k] for name, value in value_K.items()}))
     mine = plain[jax.process_index() :: jax.process_count()]
-    if mine and jax.process_count() > 1:  # each host reads alone what it measures alone
-        with Store(store.directory, store.run_ids, alone=True) as alone:
-            params_K = alone.params(step)
-    for measure, run in mine:
-        params = own(pack, params_K, run)
-        c = Checkpoint(run.model, params, run.model.rank, text, run, step, step * run.tokens_per_step, corpus)
-        with exact():
-            frames.append(_rows(measure, run, step, measure.of(c)))
+
+    def measure_mine() -> None:
+        alone_K = params_K
+        if mine and jax.process_count() > 1:  # each host reads alone what it measures alone
+            with Store(store.directory, store.run_ids, alone=True) as alone:
+                alone_K = alone.params(step)
+        text = heldout(corpus) if mine else None  # on one device, as the parameters are
+        for measure, run in mine:
+            params = own(pack, alone_K, run)
+            c = Checkpoint(run.model, params, run.model.rank, text, run, step, step * run.tokens_per_step, corpus)
+            with exact():
+                frames.append(_rows(measure, run, step, measure.of(c)))
+
+    hosts.together(measure_mine)  # who works is waited for, however long
     return pd.concat(frames, ignore_index=True) if frames else table.empty()
 
 

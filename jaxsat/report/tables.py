@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from jaxsat.results import NotMeasured, Results
+from jaxsat.results import NotMeasured, Results, at_end
 
 if TYPE_CHECKING:
     from jaxsat.laws import Fit
@@ -47,13 +47,6 @@ def over_seeds(results: Results, part: str | tuple[str, ...] = (), where: str = 
 def with_sizes(rows: pd.DataFrame) -> pd.DataFrame:
     """Series that are no runs have their name as their `size`."""
     return rows.assign(size=rows.get("size", rows["series"]).fillna(rows["series"]))
-
-
-def at_end(rows: pd.DataFrame) -> pd.DataFrame:
-    """Those of the last step of each series whose training has ended."""
-    if "state" in rows:
-        rows = rows[rows["state"].isna() | rows["state"].eq("done")]
-    return rows[rows["step"] == rows.groupby(["series", "metric"])["step"].transform("max")]
 
 
 def settings(results: Results) -> list[str]:

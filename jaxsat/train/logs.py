@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import sys
+import uuid
 from importlib import metadata
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxsat.config import InputError, Run, dumps
 def write_atomically(path: epath.Path, text: str) -> None:
     """A reader sees the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.tmp"
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     temporary.write_text(text)
     temporary.replace(path)
 

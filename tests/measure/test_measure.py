@@ -15,6 +15,9 @@ from jaxsat.measure.measure import MAX_UNITS, blocks, heldout, values
         ({"a": np.zeros((2, 2, 2))}, r"measure 'm': 'a' has shape \(2, 2, 2\): a matrix, layer x index, at most"),
         (pd.DataFrame({"metric": ["a"]}), "without the column 'value'"),
         (pd.DataFrame({"metric": ["a"], "value": [1.0], "run": ["x"]}), "an unknown column 'run'"),
+        (pd.DataFrame({"metric": "a", "value": [1.0, 2.0]}), "returned two rows of metric a, layer -1, index 0"),
+        (pd.DataFrame({"metric": "a", "value": [1.0, 2.0], "step": [0.5, 1.5]}), "step = 0.5 must be a whole number"),
+        (pd.DataFrame({"metric": "a", "value": ["high"]}), "value = high must be a number"),
     ],
 )
 def test_what_a_measure_must_not_return_is_named(found, problem):
@@ -29,6 +32,7 @@ def test_what_a_measure_must_not_return_is_named(found, problem):
         (lambda: Measure("m", 3), "measure 'm' of 3: needs a name and a function"),
         (lambda: Measure("m", len, at="first"), "at = 'first' must be 'every', 'last', 'best' or a tuple of steps"),
         (lambda: Measure("m", len, at=[1, 2]), r"at = \[1, 2\] must be"),
+        (lambda: Measure("m", len, at=("a", -3)), r"at = \('a', -3\) must be"),
         (lambda: Computed("c", len, version=0), "version = 0 must be 1 or more"),
     ],
 )
@@ -53,3 +57,8 @@ def test_neighbouring_documents_are_joined_into_a_bounded_number_of_units(tiny_c
     unit_MxT = np.asarray(text.unit_NxBxT).reshape(-1, tiny_corpus.heldout_document_MxT.shape[1])
     M = len(tiny_corpus.heldout_MxT1)
     assert (unit_MxT[:M] == tiny_corpus.heldout_document_MxT).all() and (unit_MxT[M:] == -1).all()
+
+
+def test_tokens_stand_for_steps_where_there_are_none():
+    rows = values(pd.DataFrame({"metric": "loss", "tokens": [10, 20, 30], "value": [3.0, 2.0, 1.0]}), "c")
+    assert rows["step"].tolist() == [10, 20, 30]

@@ -12,6 +12,7 @@ from jaxsat import model
 from jaxsat.checkpoints import Store, load_run
 from jaxsat.config import Layout, checkpoint_steps, override
 from jaxsat.corpus import batch_at
+from jaxsat.evaluate import token_losses
 from jaxsat.measure import Checkpoint, Measure, frozen_head_losses, frozen_heads, language, train_frozen_heads
 from jaxsat.measure.language import head_sigma
 from jaxsat.measure.packs import measured
@@ -162,6 +163,7 @@ def test_plain_measures_see_one_model_as_it_is(stored, tiny_pack, tiny_corpus):
     def plain(c: Checkpoint):
         seen.append((c.run.id, c.step, c.tokens, c.rank, c.params["head"]["a"].shape, c.params["head"]["b"].shape))
         assert c.corpus is tiny_corpus and c.config == c.run.model
+        token_losses(c.config, c.params, c.heldout.tokens_NxBxT1[0])  # on one device, as the parameters are
         return {"norm": jnp.linalg.norm(c.params["embedding"])}
 
     def traced(c: Checkpoint):

@@ -90,3 +90,17 @@ def test_what_is_not_a_table_is_an_error_that_names_the_path(tmp_path):
     pd.DataFrame({"series": ["a"], "value": [1.0]}).to_parquet(path)
     with pytest.raises(InputError, match="columns missing: index, layer, metric, step, tokens"):
         table.read(tmp_path)
+
+
+def test_a_new_version_leaves_nothing_of_the_old_at_other_steps(tmp_path):
+    found = write(tmp_path, "w", rows(step=100), rows(step=200), rows(step=150, version=2))
+    assert found["step"].tolist() == [150]
+
+
+def test_two_writers_of_one_name_keep_each_others_rows(tmp_path):
+    one, two = table.Writer(tmp_path, "w"), table.Writer(tmp_path, "w")
+    one.add(rows("a"))
+    two.add(rows("b"))
+    one.flush()
+    two.flush()
+    assert table.read(tmp_path)["series"].tolist() == ["a", "b"]
