@@ -65,7 +65,9 @@ def write(
         try:
             _put(out, files)
         except OSError as e:
-            raise InputError(f"cannot write the report to {out}: {e.strerror or e}; give another place") from None
+            raise InputError(
+                f"cannot write the report to {out}: {e.strerror or e}; give another place, --to FOLDER"
+            ) from None
 
 
 def sources_of(page: epath.PathLike) -> str | None:
