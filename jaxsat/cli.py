@@ -235,7 +235,10 @@ def run(command: Command) -> int:
     if isinstance(command, Fit) and results:
         from jaxsat.report import tables
 
-        console.print(_frame(tables.constants(results.laws)) if results.laws else f"{command.name} fits no laws")
+        if results.laws or not results.not_fitted:
+            console.print(_frame(tables.constants(results.laws)) if results.laws else f"{command.name} fits no laws")
+        for name, why in results.not_fitted.items():
+            print(f"jaxsat: law {name!r} is not fitted: {why}", file=sys.stderr)
     for notice in study.notices():
         print(f"jaxsat: {notice}", file=sys.stderr)
     if said:

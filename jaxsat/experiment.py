@@ -30,7 +30,7 @@ from jaxsat.claims import Claim
 from jaxsat.config import InputError, Preempted, Run, checkpoint_steps, unknown
 from jaxsat.laws import Law
 from jaxsat.measure import Computed, Measure
-from jaxsat.report import Section
+from jaxsat.report import Section, check_names
 from jaxsat.results import NotMeasured, Results
 from jaxsat.sweep import Sweep
 
@@ -128,6 +128,10 @@ def load(name: str, scale: str) -> Experiment:
     for m in asked["measures"]:
         if m.at == "best" and "loss" not in {other.name for other in asked["measures"]}:
             raise InputError(f"{name}: measure {m.name!r} at the best checkpoint needs measure.loss() in the list too")
+    for f in ("measures", "computed"):  # what is theirs alone is known by their name
+        own = lambda of: getattr(getattr(of, "func", of), "__module__", "") or ""
+        asked[f] = [m if own(m.of).startswith("jaxsat.") else dataclasses.replace(m, owner=file.stem) for m in asked[f]]
+    check_names(declared["SECTIONS"])
     title = (module.__doc__ or file.stem).strip().splitlines()[0].rstrip(".")
     experiment = Experiment(file.stem, scale, file, title, *asked.values(), *declared.values())
     try:
@@ -202,6 +206,10 @@ def _listed(module: ModuleType, name: str, function: str, kind: type, scale: str
 
 def _declared(module: ModuleType, name: str, key: str, kind: type, empty: Any) -> Any:
     found = getattr(module, key, empty)
+    if found is empty and isinstance(slip := getattr(module, key.lower(), None), dict | list | tuple):
+        raise InputError(f"{name} has `{key.lower()} = {slip!r:.40}`: did you mean {key}?")
+    if not isinstance(found, Mapping | list | tuple):
+        found = [found]  # of no kind that is asked for: said below
     items = found.values() if isinstance(empty, dict) and isinstance(found, Mapping) else found
     if isinstance(found, Mapping) != isinstance(empty, dict) or not all(isinstance(item, kind) for item in items):
         shape = f"a dict of names to {kind.__name__}" if isinstance(empty, dict) else f"a list of {kind.__name__}"

@@ -71,7 +71,7 @@ class Jobs:
                 for m in self._of(run):
                     if (m.at == "best") == (best is not None):
                         for step in _steps(m, run, states[run.id], best or {}):
-                            if (run.id, step, m.name, m.version) not in done:
+                            if (run.id, step, m.key, m.version) not in done:
                                 pending.setdefault(step, {}).setdefault(m, []).append(run)
             if pending:
                 found.append((pack, {step: list(of.items()) for step, of in pending.items()}))
@@ -79,7 +79,7 @@ class Jobs:
 
     def uncomputed(self, done: Done) -> list[Computed]:
         versions = {(series, name, version) for series, _, name, version in done}
-        return [c for c in self.computed if (c.name, c.name, c.version) not in versions]
+        return [c for c in self.computed if (c.name, c.key, c.version) not in versions]
 
     def done(self, rows: pd.DataFrame | None = None) -> Done:
         """What the table `rows`, else that on disk, holds. Raises InputError where a measure has been made in a later
@@ -87,7 +87,7 @@ class Jobs:
         rows = self.directory.measurements() if rows is None else rows
         rows = rows[["series", "step", "measure", "version"]].drop_duplicates()
         for m in (*self.measures, *self.computed):
-            if (newest := rows.loc[rows["measure"] == m.name, "version"].max()) > m.version:
+            if (newest := rows.loc[rows["measure"] == m.key, "version"].max()) > m.version:
                 raise InputError(
                     f"measure {m.name!r} has version {m.version}, and {self.directory.path} holds version {newest}: "
                     f"raise it to {newest}, or above if it has changed"
@@ -117,6 +117,11 @@ class Jobs:
             waiting += sum(step in there for step in todo)
             gone += sum(step not in there and step <= reached for step in todo)
         said = [f"{waiting} checkpoints are not measured yet: {self.command}"] if waiting else []
+        ours = {m.key for m in (*self.measures, *self.computed)}
+        none = rows[rows["value"].isna() & rows["metric"].ne("") & rows["measure"].isin(ours)]
+        diverged = [id for id, state in states.items() if state.name == "diverged"]
+        for metric, n in none[~none["series"].isin(diverged)].groupby("metric").size().items():
+            said.append(f"{metric} is not a number {n} times, which are left out")
         return said + ([f"{gone} checkpoints that were to be measured are gone"] if gone else [])
 
     def _of(self, run: Run) -> list[Measure]:
@@ -202,7 +207,7 @@ class Jobs:
 
             def compute(i: int = i, c: Computed = c, rows: list[pd.DataFrame] = rows) -> None:
                 if i % jax.process_count() == jax.process_index():
-                    rows[0] = table.rows(c.name, 0, 0, c.name, c.version, values(c.of(), c.name))
+                    rows[0] = table.rows(c.name, 0, 0, c.key, c.version, values(c.of(), c.name))
 
             hosts.together(compute)  # who works is waited for, however long
             yield rows[0]

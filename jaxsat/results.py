@@ -116,7 +116,8 @@ def _where(table: pd.DataFrame, rule: str) -> pd.DataFrame:
     try:
         return table.query(rule) if rule else table
     except (pd.errors.UndefinedVariableError, SyntaxError, TypeError, ValueError) as e:
-        raise InputError(f"{rule!r}: {e}; the columns are {', '.join(table.columns)}") from None
+        hint = "; dotted keys stand between backticks: `model.width` < 64" if "." in rule and "`" not in rule else ""
+        raise InputError(f"{rule!r}: {e}{hint}; the columns are {', '.join(table.columns)}") from None
 
 
 def sized(runs: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,6 @@
 """A study: one experiment at one scale in one directory: obtain, measure, fit, report. Every stage continues where it
 stopped, and does only what is not there yet."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,6 @@ from jaxsat.jobs import Jobs, Progress
 from jaxsat.measure import table
 from jaxsat.results import Results
 from jaxsat.sweep import Pack, describe_packs
-from jaxsat.train import write_atomically
 
 
 class Study:
@@ -83,6 +81,7 @@ class Study:
     def pending(self) -> list[str]:
         """What the stages would do, in lines: what trains, what is measured and computed, which claims cannot be
         tested."""
+        self.jobs.check_texts()
         done, packs = self.jobs.done(), self.jobs.untrained()
         said = [f"train {describe_packs(packs)}" if packs else "train nothing: all runs are at their end"]
         for pack in packs:
@@ -115,7 +114,7 @@ class Study:
         """Of the table what this experiment asks for. Raises InputError where two measures give one number."""
         runs = runs_table(self.directory, self.experiment.parts, states)
         series = {*runs.index, *(c.name for c in self.experiment.computed)}
-        makers = {"", *(m.name for m in (*self.experiment.measures, *self.experiment.computed))}
+        makers = {"", *(m.key for m in (*self.experiment.measures, *self.experiment.computed))}
         rows = rows[rows["series"].isin(series) & rows["measure"].isin(makers) & np.isfinite(rows["value"])]
         if (again := rows.duplicated([key for key in table.KEY if key != "measure"], keep=False)).any():
             metric, makers = rows.loc[again, "metric"].iloc[0], sorted(set(rows.loc[again, "measure"]))
@@ -126,25 +125,15 @@ class Study:
         return Results(self.experiment.scale, runs, rows, self.experiment.parts)
 
     def fit(self) -> Results | None:
-        """Results with the experiment's laws, on the first of many hosts; DIR/laws.json holds their constants."""
+        """Results with the experiment's laws, on the first of many hosts. The report keeps their constants."""
         found: list[Results] = []
-
-        def fit() -> None:
-            found.append(self._measured(self.results()))
-            self._write_laws(found[0])
-
-        hosts.first(fit)
+        hosts.first(lambda: found.append(self._measured(self.results())))
         return found[0] if found else None
 
     def _measured(self, results: Results) -> Results:
         if results.measurements.empty:
             raise InputError(f"{self.out} has no measurements of {self.experiment.name} yet: {self.command}{self._out}")
         return results
-
-    def _write_laws(self, results: Results) -> None:
-        if results.laws:
-            laws = {name: json.loads(fit.to_json()) for name, fit in results.laws.items()}
-            write_atomically(self.out / "laws.json", json.dumps(laws, indent=1))
 
     def report(self, to: epath.PathLike | None = None) -> epath.Path:
         """Writes the report, if nothing that it is made of has changed since the last one; the path of its page.
@@ -175,8 +164,6 @@ class Study:
                 report.write(folders, e.title, intro, sections, judged, provenance, results,
                              command=self.command + self._out, larger=self._beyond(judged), notices=notices,
                              sources=sources)  # fmt: skip
-            if not to:
-                self._write_laws(results)
         return folders[-1] / "index.html"
 
     def _beyond(self, judged: Sequence[Judged]) -> dict[str, str]:
@@ -187,6 +174,8 @@ class Study:
             try:
                 larger = experiments.load(self._name, scale)
             except InputError:  # it has no such scale
+                continue
+            if larger.runs.keys() == e.runs.keys():  # the same again
                 continue
             runs = runs_table(Directory(self.out, dict(larger.runs)), larger.parts)
             results = Results(scale, runs, table.empty(), larger.parts)

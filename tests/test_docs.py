@@ -56,7 +56,7 @@ def test_an_experiment_without_training(home):
     (claim,) = json.loads((page.parent / "claims.json").read_text())
     assert claim["verdict"] == "reproduced" and claim["estimate"]["n"] == 3
     assert claim["estimate"]["value"] == pytest.approx(1, abs=0.02)
-    law = json.loads(Path("runs/skills/laws.json").read_text())["loss against time, alpha 0.6"]
+    law = json.loads((page.parent / "laws.json").read_text())["loss against time, alpha 0.6"]
     assert law["constants"]["alpha"]["value"] == pytest.approx(0.375, abs=0.01)
     assert "Loss of all skills against time" in page.read_text()
     assert "nothing" not in said("show", "runs/skills")

@@ -378,7 +378,7 @@ def test_a_measure_that_is_added_is_made_for_all_and_nothing_else_is(copy, user_
     assert files(copy / "checkpoints") == checkpoints, "the same runs are not trained again"
     after = table.read(copy / "measurements")
     made = after.merge(before, how="left", indicator=True)
-    assert set(made.loc[made["_merge"] == "left_only", "measure"]) == {"norm", "best_norm", "squares"}
+    assert set(made.loc[made["_merge"] == "left_only", "measure"]) == {"mine/norm", "mine/best_norm", "mine/squares"}
     best = study.results().rows("best", part="main")
     least = study.results().rows("heldout_loss", part="main").sort_values("value").groupby("series")["step"].first()
     assert best.set_index("series")["step"].to_dict() == least.to_dict() and (best["step"] == best["value"]).all()
@@ -392,7 +392,7 @@ def test_a_measure_that_is_added_is_made_for_all_and_nothing_else_is(copy, user_
         "a larger machine",
         None,
     )
-    assert json.loads((copy / "laws.json").read_text())["mine"]["rows"] == 4
+    assert json.loads((page.parent / "laws.json").read_text())["mine"]["rows"] == 4
 
     again = table.read(copy / "measurements")
     newer = own.replace(
@@ -400,8 +400,8 @@ def test_a_measure_that_is_added_is_made_for_all_and_nothing_else_is(copy, user_
     )
     Study(user_file(newer), "laptop", copy).measure(ignore)
     found = table.read(copy / "measurements")
-    assert set(found.loc[found["measure"] == "norm", "metric"]) == {"norm_2"}
-    pd.testing.assert_frame_equal(*(t[t["measure"] != "norm"].reset_index(drop=True) for t in (found, again)))
+    assert set(found.loc[found["measure"] == "mine/norm", "metric"]) == {"norm_2"}
+    pd.testing.assert_frame_equal(*(t[t["measure"] != "mine/norm"].reset_index(drop=True) for t in (found, again)))
 
 
 def test_shares_split_all_of_the_work(home, user_file, tmp_path):
@@ -441,9 +441,11 @@ def test_measuring_is_stopped_like_training(copy, user_file, monkeypatch):
         Study(mine, "laptop", copy).measure(ignore)
     n = len(seen)
     kept = table.read(copy / "measurements")
-    assert n < 28 and kept["measure"].eq("slow").sum() == n
+    assert n < 28 and kept["measure"].eq("mine/slow").sum() == n
     Study(mine, "laptop", copy).measure(ignore)
-    assert len(seen) == len(set(seen)) and table.read(copy / "measurements")["measure"].eq("slow").sum() == len(seen)
+    assert len(seen) == len(set(seen)) and table.read(copy / "measurements")["measure"].eq("mine/slow").sum() == len(
+        seen
+    )
 
 
 COMPUTED = """
@@ -468,9 +470,27 @@ def test_two_measures_of_one_number_are_refused(copy, user_file):
     again += "[measure.loss(), Measure('mine', lambda c: {'heldout_loss': 1.0}, at='last')]"
     study = Study(user_file(EXPERIMENT + again), "laptop", copy)
     trained_and_measured(study)
-    with pytest.raises(InputError, match="loss and mine both measure 'heldout_loss'"):
+    with pytest.raises(InputError, match="loss and mine/mine both measure 'heldout_loss'"):
         study.results()
     assert len(Study("mine.py", "laptop", copy).results().last("heldout_loss", part="main")) == 4, "not asked for there"
+
+
+def test_what_is_no_number_is_said(copy, user_file):
+    nan = "\nfrom jaxsat.measure import Measure\ndef measures(scale):\n"
+    nan += "    return [Measure('odd', lambda c: {'odd': float('nan') if c.run.seed else 1.0}, at='last')]"
+    study = Study(user_file(EXPERIMENT + nan), "laptop", copy)
+    trained_and_measured(study)
+    assert "odd is not a number 2 times, which are left out" in study.notices()
+    assert len(study.results().last("odd")) == 2
+
+
+def test_computed_of_two_experiments_may_have_one_name(tmp_path):
+    for name, value in (("one.py", "1.0"), ("two.py", "2.0")):
+        (tmp_path / name).write_text(COMPUTED.replace("[1.0, 4.0]", f"[{value}, {value}]"))
+    for name, value in (("one.py", 1.0), ("two.py", 2.0), ("one.py", 1.0)):
+        study = Study(str(tmp_path / name), "laptop", tmp_path / "out")
+        trained_and_measured(study)
+        assert study.results().rows("square")["value"].tolist() == [value, value]
 
 
 def test_a_lowered_version_is_refused(copy, user_file):

@@ -79,6 +79,8 @@ class Region:
     high: float = math.inf
 
     def __post_init__(self) -> None:
+        if not all(isinstance(end, int | float) for end in (self.low, self.high)):
+            raise InputError(f"a region from {self.low!r} to {self.high!r}: its ends must be numbers")
         if not self.low < self.high or math.isinf(self.low) and math.isinf(self.high):
             raise InputError(f"a claim's region goes from a number up to a greater one, not {self.low} to {self.high}")
 
@@ -142,6 +144,12 @@ class Claim:
     def __post_init__(self) -> None:
         if self.origin not in ORIGINS:
             raise unknown(f"origin of claim {self.id!r}", self.origin, ORIGINS)
+        for name, kind in (("id", str), ("says", str), ("paper", Paper), ("number", str), ("holds", Region)):
+            if not isinstance(getattr(self, name), kind):
+                given = getattr(self, name)
+                raise InputError(f"claim {self.id!r}: {name} = {given!r:.60} must be a {kind.__name__}")
+        if not callable(self.estimate) or not callable(self.needs):
+            raise InputError(f"claim {self.id!r}: estimate and needs must be functions of the results")
         if self.kind not in get_args(Kind):
             raise unknown(f"kind of claim {self.id!r}", self.kind, get_args(Kind))
 

@@ -83,7 +83,7 @@ class Measure:
     at: every checkpoint, the last, the best (least held-out loss), or those of some steps. runs: of which runs.
     version: raise it when `of` changes, and all is measured again. traced: `of` is a pure JAX function; one compiled
     program runs it for all models of a pack, over all devices. Otherwise each model is measured in plain Python, the
-    checkpoints dealt out over the hosts.
+    checkpoints dealt out over the hosts. owner: the experiment whose own function it is, set as that is loaded.
 
     Raises InputError on a name or a step that cannot be.
     """
@@ -94,6 +94,12 @@ class Measure:
     runs: Callable[[Run], bool] = every
     version: int = 1
     traced: bool = False
+    owner: str = ""
+
+    @property
+    def key(self) -> str:
+        """By what the table knows it: measures of two experiments in one directory may have one name."""
+        return f"{self.owner}/{self.name}" if self.owner else self.name
 
     def __post_init__(self) -> None:
         _check(self.name, self.version, self.of)
@@ -113,6 +119,11 @@ class Computed:
     name: str
     of: Callable[[], Rows]
     version: int = 1
+    owner: str = ""
+
+    @property
+    def key(self) -> str:
+        return f"{self.owner}/{self.name}" if self.owner else self.name
 
     def __post_init__(self) -> None:
         _check(self.name, self.version, self.of)

@@ -112,5 +112,6 @@ def _finish(pack, store, corpus, step, params_K, traced, found, plain) -> pd.Dat
 
 def _rows(measure: Measure, run: Run, step: int, found: Any) -> pd.DataFrame:
     rows = values(found, measure.name)
-    rows = rows[np.isfinite(rows["value"].astype(float))]
-    return table.rows(run.id, step, step * run.tokens_per_step, measure.name, measure.version, rows)
+    one = rows.groupby("metric")["metric"].transform("size") == 1
+    rows = rows[np.isfinite(rows["value"].astype(float)) | one]  # a lone number that is none is said; a vector is cut
+    return table.rows(run.id, step, step * run.tokens_per_step, measure.key, measure.version, rows)

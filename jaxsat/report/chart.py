@@ -266,7 +266,7 @@ class Chart:
         style = {"color": colour, "linestyle": DASHES[dash % len(DASHES)], "linewidth": 1.2 if dash else 1.8}
         marked = {"marker": "o", "markerfacecolor": PAPER if dash else colour}
         if of_metric:
-            joined = {} if self._at == "every" else marked | POINTS
+            joined = {} if self._at == "every" and len(rows) > 1 else marked | POINTS
             shown = rows.sort_values("step", kind="stable")
             return ax.plot(shown["x"], shown["value"], **style | joined)[0]
         over = rows.groupby("x")["value"].agg(["mean", "min", "max"])

@@ -5,6 +5,7 @@
 The same results give the same bytes (with the same matplotlib): no dates, fixed ids.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ def write(
     for out in folders:
         if out.exists() and not (out / "claims.json").exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"{out} exists and holds no report: give an empty or a new directory")
-    _check_names(sections)
+    check_names(sections)
     texts = {"command": command, "larger": larger or {}, "notices": notices, "sources": sources}
     files = _files(title, intro, sections, judged, provenance, results, **texts)
     for out in folders:
@@ -123,6 +124,9 @@ def _files(title, intro, sections, judged, provenance, results, **texts) -> dict
         is_number=pd.api.types.is_numeric_dtype, meta=Markup(_SOURCES), **texts,
     )  # fmt: skip
     files["index.html"] = page.encode()
+    if results.laws:
+        laws = {name: fit.document() for name, fit in results.laws.items()}
+        files["laws.json"] = (json.dumps(laws, indent=1, allow_nan=False) + "\n").encode()
     return files
 
 
@@ -130,6 +134,8 @@ def _content(item, results: Results, files: dict[str, bytes]) -> Markup | pd.Dat
     """What stands on the page for a chart, drawing or table: SVG, a table, or why there is none. Adds its files."""
     if isinstance(item, Table):
         frame = _measured(lambda: item.frame(results))
+        if not isinstance(frame, pd.DataFrame | str):
+            raise InputError(f"table {item.name!r}: its function returned {frame!r:.60}, not a DataFrame")
         if isinstance(frame, pd.DataFrame):
             frame = _with_index(frame)
             files[f"tables/{item.name}.csv"] = _csv(frame)
@@ -169,7 +175,8 @@ def prose(text: str) -> Markup:
     return Markup("").join(Markup("<code>%s</code>") % part if i % 2 else part for i, part in enumerate(parts))
 
 
-def _check_names(sections: Sequence[Section]) -> None:
+def check_names(sections: Sequence[Section]) -> None:
+    """Raises InputError on two items of one name, and on a name that is no file name."""
     seen = set()
     for section in sections:
         for item in section.items:

@@ -93,6 +93,8 @@ def estimate(e: Estimate) -> str:
         value, low, high = map(number, (e.value, e.low, e.high))
     else:
         decimals = max(0, 1 - math.floor(math.log10(e.high - e.low)))
+        while decimals < 9 and any(end and not round(end, decimals) for end in (e.low, e.high)):
+            decimals += 1  # an end near zero is on one side of it
         value, low, high = (f"{x:,.{decimals}f}".replace("-", "−") for x in (e.value, e.low, e.high))
     low, high = ("no bound" if math.isinf(end) else text for end, text in ((e.low, low), (e.high, high)))
     return f"{value} [{low}, {high}] {e.unit}".strip()

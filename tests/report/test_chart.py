@@ -129,10 +129,11 @@ def test_step_zero_is_left_out_of_a_logarithmic_axis_alone(results):
 
 def test_last_is_of_runs_whose_training_has_ended(results):
     widest = results.runs.index[results.runs["model.width"] == 64]
-    begun = results.runs.assign(state=results.runs["state"].mask(results.runs.index.isin(widest), "training"))
+    ends, rows = results.runs["train.steps"], results.measurements
+    begun = rows[~rows["series"].isin(widest) | (rows["step"] < rows["series"].map(ends))]
     chart = Chart("heldout_loss", x="model.width", colour="rank", part="main")
-    assert chart.data(replace(results, runs=begun))["model.width"].max() == 32
-    none = replace(results, runs=results.runs.assign(state="training"))
+    assert chart.data(replace(results, measurements=begun))["model.width"].max() == 32
+    none = replace(results, measurements=rows[rows["step"] < rows["series"].map(ends)])
     with pytest.raises(NotMeasured, match="at the end of a run"):
         chart.draw(none)
 
