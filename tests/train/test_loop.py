@@ -21,7 +21,7 @@ from tensorboardX.proto.event_pb2 import Event
 from jaxsat.checkpoints import Store, load_run
 from jaxsat.config import InputError, Layout, checkpoint_steps, dumps, override
 from jaxsat.sweep import Pack
-from jaxsat.train import Preempted, initializer, loop, read_metrics, train_pack, train_run
+from jaxsat.train import Preempted, initializer, loop, read_metrics, train_pack, train_run, write_atomically
 
 
 def metrics(out, run):
@@ -303,10 +303,14 @@ def test_devices_without_room_are_named(tiny_pack, tiny_corpus, tmp_path, monkey
         train_pack(tiny_pack, tiny_corpus, tmp_path)
 
 
-def test_a_full_disk_under_the_metrics_is_named(tiny_pack, tiny_corpus, tmp_path):
-    log = tmp_path / "runs" / tiny_pack.runs[0].id
-    log.mkdir(parents=True)
-    (log / ".metrics.jsonl.tmp").symlink_to("/dev/full")
+def test_a_full_disk_under_the_metrics_is_named(tiny_pack, tiny_corpus, tmp_path, monkeypatch):
+    def write(path, text):
+        if path.name == "metrics.jsonl":
+            Path("/dev/full").write_text(text)
+        else:
+            write_atomically(path, text)
+
+    monkeypatch.setattr("jaxsat.train.logs.write_atomically", write)
     with pytest.raises(InputError, match=f"no space left in {tmp_path}"):
         train_pack(tiny_pack, tiny_corpus, tmp_path)
 
