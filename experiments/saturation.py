@@ -92,7 +92,7 @@ def _pythia_sweep() -> Sweep:
 
 
 def measures(scale: str) -> list[Measure]:
-    """The standard ones, and heads of every rank on frozen backbones: the two widest, and all wide enough for it."""
+    """The standard ones, and heads of every rank on frozen backbones: the two widest, and all twice the knee."""
     full = [run for run in sweeps(scale)[0].runs if run.model.rank == run.model.width and run.seed == 0]
     least = min(2 * PAPER_KNEE, sorted(run.model.width for run in full)[-2])
     return [*measure.standard(), measure.frozen_heads(runs=lambda run: run in full and run.model.width >= least)]

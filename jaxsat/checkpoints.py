@@ -277,11 +277,15 @@ def load_run(out: epath.PathLike, run_id: str, step: int) -> tuple[ModelConfig, 
     """
     config, directory = _find(epath.Path(out), run_id)
     with Store(directory, alone=True) as store:
-        params = store.params_of(run_id, step)
-    if config.head_rank:
-        a_DxR, b_RxV = params["head"]["a"], params["head"]["b"]
-        params["head"] = {"a": a_DxR[:, : config.rank], "b": b_RxV[: config.rank]}
-    return config, params
+        return config, cut_head(config, store.params_of(run_id, step))
+
+
+def cut_head(config: ModelConfig, params: Any) -> Any:
+    """The parameters of a run of a pack with a factored head cut from the pack's largest rank to the run's own."""
+    if not config.head_rank:
+        return params
+    a_DxR, b_RxV = params["head"]["a"], params["head"]["b"]
+    return params | {"head": {"a": a_DxR[:, : config.rank], "b": b_RxV[: config.rank]}}
 
 
 def _find(out: epath.Path, run_id: str) -> tuple[ModelConfig, epath.Path]:

@@ -92,26 +92,23 @@ class Directory:
     def know_text(self, run: Run, corpus: corpora.Corpus) -> None:
         """Records the text and the tokenizer of a run when they come first. Raises InputError when what is here was
         trained on another."""
-        self._compare_text(run, corpus.identity())
-        self.texts.setdefault(text_key(run), corpus.identity() | {"at_hand": corpora.at_hand(run.data)})
+        identity = corpus.identity()
+        known = self.texts.setdefault(text_key(run), identity | {"at_hand": corpora.at_hand(run.data)})
+        for key in ("content_hash", "tokenizer_hash", *identity):  # what a user knows first
+            if identity[key] != (was := known.get(key)):
+                name = (
+                    ", ".join(run.data.corpus) if key != "tokenizer_hash" else f"data.tokenizer = {run.data.tokenizer}"
+                )
+                raise InputError(
+                    f"{name} is not what {self.path} was trained on: {key} is {identity[key]}, was {was}; put the old "
+                    "one back, or choose another --out (`jaxsat report` needs no text)"
+                )
 
     def changed_text(self, run: Run) -> bool:
         """Whether what can be looked at of a run's text and tokenizer is not as it was; what is not here is no
         change."""
         was = self.texts.get(text_key(run), {}).get("at_hand", [])
         return any(now not in (None, then) for now, then in zip(corpora.at_hand(run.data), was))
-
-    def _compare_text(self, run: Run, identity: Mapping[str, Any]) -> None:
-        known = self.texts.get(text_key(run), identity)
-        for key in ("content_hash", "tokenizer_hash", *identity):  # what a user knows first
-            if identity.get(key) != (was := known.get(key)):
-                what = (
-                    f"data.tokenizer = {run.data.tokenizer}" if key == "tokenizer_hash" else ", ".join(run.data.corpus)
-                )
-                raise InputError(
-                    f"{what} is not what {self.path} was trained on: {key} is {identity.get(key)}, was {was}; put the "
-                    "old one back, or choose another --out (`jaxsat report` needs no text)"
-                )
 
     def know_settings(self, settings: Mapping[str, Any]) -> None:
         """Records the settings of JAX when the directory begins. Raises InputError under others."""
@@ -255,19 +252,17 @@ def summary(out: epath.PathLike) -> pd.DataFrame:
     if not directory.exists:
         raise InputError(f"{out} holds no sweep.json: give the output directory of a study, such as runs/saturation")
     runs, states = directory.runs, directory.states(directory.runs)
+    if not runs:
+        return pd.DataFrame(columns=["run", "part", "step", "loss", "state"])
     part = dict.fromkeys(runs, "")
     for experiment in directory.experiments.values():
         for name, members in experiment["parts"].items():
             part |= {id: ", ".join(filter(None, (part[id], name))) for id in members}
     shown_of = pd.DataFrame([{"part": part[id]} | flatten(run) for id, run in runs.items()])
     shown = ["part", "train.steps"]
-    for key in (
-        differing_keys(list(runs.values())) if runs else ()
-    ):  # heads follow from widths, most settings from the part
+    for key in differing_keys(list(runs.values())):  # heads follow from widths, most settings from the part
         if shown_of.groupby(shown, dropna=False)[key].nunique(dropna=False).max() > 1:
             shown.append(key)
-    if not runs:
-        return pd.DataFrame(columns=["run", "part", "step", "loss", "state"])
     found = shown_of[shown].rename(columns=lambda key: key.rpartition(".")[2].replace("_", " "))
     found = found.assign(step=[f"{states[id].step}/{n}" for id, n in zip(runs, found.pop("steps"))])
     found.insert(0, "run", list(runs))

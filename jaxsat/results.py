@@ -51,7 +51,7 @@ class Results:
         if parts:
             ids = {id for name in parts for id in self.parts[name]}
             chosen = chosen[chosen.index.isin(ids)]
-        return _where(chosen, where)
+        return satisfying(chosen, where)
 
     def count(self, where: str = "", part: str | Iterable[str] = ()) -> int:
         """How many runs are so, trained or not: what `needs` of a claim may ask before any training."""
@@ -70,7 +70,9 @@ class Results:
         if rows.empty:
             raise NotMeasured(what)
         columns = self.select(part).drop(columns="tokens", errors="ignore").rename_axis(None)
-        rows = _where(rows.merge(columns, left_on="series", right_index=True, how="inner" if part else "left"), where)
+        rows = satisfying(
+            rows.merge(columns, left_on="series", right_index=True, how="inner" if part else "left"), where
+        )
         if rows.empty:
             raise NotMeasured(what)
         order = ["model.width", "model.depth", "rank", "series", "metric", "step", "layer", "index"]
@@ -112,12 +114,13 @@ def at_end(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["step"] == end]
 
 
-def _where(table: pd.DataFrame, rule: str) -> pd.DataFrame:
+def satisfying(table: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """The rows that satisfy a rule in the words of pandas' `query`; all for "". Raises InputError with the columns."""
     try:
         return table.query(rule) if rule else table
     except (pd.errors.UndefinedVariableError, SyntaxError, TypeError, ValueError) as e:
         hint = "; dotted keys stand between backticks: `model.width` < 64" if "." in rule and "`" not in rule else ""
-        raise InputError(f"{rule!r}: {e}{hint}; the columns are {', '.join(table.columns)}") from None
+        raise InputError(f"{rule!r}: {e}{hint}; columns: {', '.join(table.columns)}") from None
 
 
 def sized(runs: pd.DataFrame) -> pd.DataFrame:

@@ -58,16 +58,13 @@ class Study:
 
     def _open(self, name: str, scale: str, out: epath.PathLike | None) -> None:
         self.experiment = experiments.load(name, scale)
-        key = f"{self.experiment.name}-{scale}"
-        self._name = name
+        self.name, self._name = f"{self.experiment.name}-{scale}", name
         self.command = f"jaxsat reproduce {name}" + (f" --scale {scale}" if scale != "laptop" else "")
         self._out = f" --out {out}" if out else ""
         self.out = epath.Path(out or f"runs/{self.experiment.name}" + ("" if scale == "laptop" else f"-{scale}"))
         self.directory = Directory.open(self.out)
         self.directory.know_settings(parallel.number_settings())
-        asked = {"command": self.command, "parts": self.experiment.parts}
-        self.directory.experiments[key] = asked
-        self.name = key
+        self.directory.experiments[self.name] = {"command": self.command, "parts": self.experiment.parts}
 
     # The stages.
 
@@ -90,13 +87,8 @@ class Study:
             said.append(f"  {shape}: {ids}")
         for m in self.experiment.measures:
             best = self.jobs.best() if m.at == "best" else None
-            todo = [
-                (of, runs)
-                for _, todo in self.jobs.unmeasured(done, best)
-                for jobs in todo.values()
-                for of, runs in jobs
-            ]
-            n = sum(len(runs) for of, runs in todo if of is m)
+            jobs = [job for _, todo in self.jobs.unmeasured(done, best) for at in todo.values() for job in at]
+            n = sum(len(runs) for of, runs in jobs if of is m)
             said.append(f"measure {m.name} (version {m.version}) of {n} checkpoints")
         said += [f"compute {c.name} (version {c.version})" for c in self.jobs.uncomputed(done)]
         results = self.results(fit=False)
@@ -158,9 +150,8 @@ class Study:
                 results = e.fitted(results)
                 judged = [judge(claim, results) for claim in e.claims]
                 sections = e.sections or report.standard.sections(e.laws)
-                intro = (
-                    f"{len(e.runs)} models" if e.runs else "Computed"
-                ) + f" at the scale “{e.scale}”, by `{self.command}`."
+                what = f"{len(e.runs)} models" if e.runs else "Computed"
+                intro = f"{what} at the scale “{e.scale}”, by `{self.command}`."
                 report.write(folders, e.title, intro, sections, judged, provenance, results,
                              command=self.command + self._out, larger=self._beyond(judged), notices=notices,
                              sources=sources)  # fmt: skip

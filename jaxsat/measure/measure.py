@@ -19,9 +19,9 @@ from numpy.typing import ArrayLike
 from jaxsat import model
 from jaxsat.config import InputError, ModelConfig, Run
 from jaxsat.corpus import Corpus
+from jaxsat.evaluate.scores import BLOCK_TOKENS
 
 Rows = Mapping[str, ArrayLike] | pd.DataFrame
-BLOCK_TOKENS = 1024  # of a forward pass on one device: few enough to stay in a CPU's cache
 MAX_UNITS = 128  # of the held-out slice, for paired tests: rows of the table grow with them
 
 
@@ -75,6 +75,11 @@ def every(run: Run) -> bool:
     return True
 
 
+def _key(self: "Measure | Computed") -> str:
+    """By what the table knows it: measures of two experiments in one directory may have one name."""
+    return f"{self.owner}/{self.name}" if self.owner else self.name
+
+
 @dataclass(frozen=True)
 class Measure:
     """`of` maps a Checkpoint to {metric: number, vector over `index`, or matrix layer x index}, or to a table with
@@ -96,10 +101,7 @@ class Measure:
     traced: bool = False
     owner: str = ""
 
-    @property
-    def key(self) -> str:
-        """By what the table knows it: measures of two experiments in one directory may have one name."""
-        return f"{self.owner}/{self.name}" if self.owner else self.name
+    key = property(_key)
 
     def __post_init__(self) -> None:
         _check(self.name, self.version, self.of)
@@ -121,9 +123,7 @@ class Computed:
     version: int = 1
     owner: str = ""
 
-    @property
-    def key(self) -> str:
-        return f"{self.owner}/{self.name}" if self.owner else self.name
+    key = property(_key)
 
     def __post_init__(self) -> None:
         _check(self.name, self.version, self.of)

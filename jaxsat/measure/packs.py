@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsat import hosts, model
-from jaxsat.checkpoints import Store
+from jaxsat.checkpoints import Store, cut_head
 from jaxsat.config import Layout, ModelConfig, Run
 from jaxsat.corpus import Corpus
 from jaxsat.evaluate import exact
@@ -67,10 +67,7 @@ def abstract_params(pack: Pack, mesh: jax.sharding.Mesh):
 def own(pack: Pack, params_K: Any, run: Run) -> model.Params:
     """The parameters of one run of a pack, a factored head cut to its own rank, on one device of this host."""
     k, device = pack.runs.index(run), jax.local_devices()[0]
-    params = jax.device_put(jax.tree.map(lambda x: x[k], params_K), device)
-    if run.model.head_rank:
-        params["head"] = {"a": params["head"]["a"][:, : run.model.rank], "b": params["head"]["b"][: run.model.rank]}
-    return params
+    return cut_head(run.model, jax.device_put(jax.tree.map(lambda x: x[k], params_K), device))
 
 
 @partial(jax.jit, static_argnames=("of", "config", "n_units", "mesh"))

@@ -17,7 +17,7 @@ from jaxsat.report import figures
 from jaxsat.report.figures import DASHES, INK, MUTED, PAPER
 from jaxsat.report.tables import at_end, differing, settings, with_sizes
 from jaxsat.report.words import called, label
-from jaxsat.results import NotMeasured, Results
+from jaxsat.results import NotMeasured, Results, satisfying
 
 PLACES = ["tokens", "step", "layer", "index"]  # of a value in its own series; every other column is the series' own
 TIME = ("tokens", "step")
@@ -138,9 +138,9 @@ class Chart:
             rows = rows.merge(other[["series", *PLACES, self.x]], on=["series", *PLACES])
         if self.where:
             try:
-                rows = rows.query(self.where)
-            except (pd.errors.UndefinedVariableError, SyntaxError, TypeError, ValueError) as e:
-                raise InputError(f"chart {self.name}: {self.where!r}: {e}; columns: {', '.join(rows)}") from None
+                rows = satisfying(rows, self.where)
+            except InputError as e:
+                raise InputError(f"chart {self.name}: {e}") from None
         if self.transform:
             rows = self.transform(rows)
         if self._at == "last":
