@@ -332,3 +332,21 @@ def test_a_signal_in_training(edited, tmp_path, number, code, said):
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == code and said in stderr and stderr.count("\n") == 1
     assert list(json.loads((out / "sweep.json").read_text())["experiments"]) == ["edited-laptop"]
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_between_the_loops(tmp_path, number, code):
+    """Where an exception of a signal handler would be lost: Python only prints what is raised in a garbage collection."""
+    file = tmp_path / "slow.py"
+    file.write_text(
+        "import gc, time\nprint('here', flush=True)\ngc.callbacks.append(lambda *_: time.sleep(60))\ngc.collect()\n"
+    )
+    argv = [sys.executable, "-m", "jaxsat.cli", "reproduce", str(file), "--out", str(tmp_path / "out")]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert stderr.startswith("jaxsat: ") and stderr.endswith("; the same command continues\n")
+    assert not (tmp_path / "out").exists()
