@@ -254,11 +254,12 @@ def summary(out: epath.PathLike) -> pd.DataFrame:
     runs, states = directory.runs, directory.states(directory.runs)
     if not runs:
         return pd.DataFrame(columns=["run", "part", "step", "loss", "state"])
-    part = dict.fromkeys(runs, "")
+    parts: dict[str, dict[str, None]] = {id: {} for id in runs}  # in order, each once
     for experiment in directory.experiments.values():
         for name, members in experiment["parts"].items():
-            part |= {id: ", ".join(filter(None, (part[id], name))) for id in members}
-    shown_of = pd.DataFrame([{"part": part[id]} | flatten(run) for id, run in runs.items()])
+            for id in members:
+                parts[id][name] = None
+    shown_of = pd.DataFrame([{"part": ", ".join(parts[id])} | flatten(run) for id, run in runs.items()])
     shown = ["part", "train.steps"]
     for key in differing_keys(list(runs.values())):  # heads follow from widths, most settings from the part
         if shown_of.groupby(shown, dropna=False)[key].nunique(dropna=False).max() > 1:

@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from typing import Any
 
 import pandas as pd
 
+import jaxsat
 from jaxsat import measure
 from jaxsat.claims import Claim
 from jaxsat.config import InputError, Preempted, Run, checkpoint_steps, unknown
@@ -165,6 +167,9 @@ def user_code(file: Path) -> Iterator[None]:
         if last is None or Path(last.filename).resolve().parent != folders[0]:
             raise  # our fault, not that of their lines
         said = f"no module {e.name!r}" if isinstance(e, ModuleNotFoundError) else f"{type(e).__name__}: {e}"
+        if slip := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", said):
+            if dataclasses.is_dataclass(cls := vars(jaxsat).get(slip[1])):
+                said = str(unknown(f"field of {slip[1]}", slip[2], (f.name for f in dataclasses.fields(cls))))
         raise InputError(f"{last.filename}, line {last.lineno}: {' '.join(said.split())}") from None
 
 

@@ -113,7 +113,8 @@ class Jobs:
         """Checkpoints that no measure of the table `rows` has seen: those to be measured, and those that are gone."""
         waiting, gone = 0, 0
         for pack, todo in self.unmeasured(self.done(rows), states=states):
-            there, reached = self.checkpoints(pack), max(states[run.id].step for run in pack.runs if run.id in states)
+            begun = [s.step for run in pack.runs if (s := states.get(run.id)) and s.name != "waiting"]
+            there, reached = self.checkpoints(pack), max(begun, default=-1)
             waiting += sum(step in there for step in todo)
             gone += sum(step not in there and step <= reached for step in todo)
         said = [f"{waiting} checkpoints are not measured yet: {self.command}"] if waiting else []

@@ -336,7 +336,7 @@ def test_a_signal_in_training(edited, tmp_path, number, code, said):
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_between_the_loops(tmp_path, number, code):
-    """Where an exception of a signal handler would be lost: Python only prints what is raised in a garbage collection."""
+    """Where an exception of a signal handler would be lost: what is raised in a garbage collection is only printed."""
     file = tmp_path / "slow.py"
     file.write_text(
         "import gc, time\nprint('here', flush=True)\ngc.callbacks.append(lambda *_: time.sleep(60))\ngc.collect()\n"

@@ -37,7 +37,7 @@ def user_file(tmp_path: Path) -> Callable[[str], str]:
          r"theirs.py: sweep 'main': points must be a list of"),
         (EXPERIMENT.replace('Sweep("main", base, small)', "Sweep(base, small)"), r"theirs.py: Sweep\(.*needs a name"),
         (EXPERIMENT.replace("width=8", "widht=8"),
-         r"theirs.py, line 8: TypeError: ModelConfig.* unexpected keyword argument 'widht'"),
+         r"theirs.py, line 8: unknown field of ModelConfig 'widht'; did you mean 'width'\?"),
         (EXPERIMENT.replace("def sweeps(scale)", "def sweeps()"), r"sweeps must be a function of one argument"),
         ("import helperr\n" + EXPERIMENT, r"theirs.py, line 1: no module 'helperr'"),
         (EXPERIMENT + "\n1 / 0", r"theirs.py, line \d+: ZeroDivisionError: division by zero"),

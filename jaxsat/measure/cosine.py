@@ -25,7 +25,7 @@ def sum_of_directions(h_NxD: jax.Array) -> tuple[jax.Array, jax.Array]:
     scale = jnp.max(jnp.abs(h), axis=1, keepdims=True)  # first, so that squares neither overflow nor vanish
     h = h / jnp.where(scale > 0, scale, 1)
     norm = jnp.linalg.norm(h, axis=1, keepdims=True)
-    return jnp.sum(h / jnp.where(norm > 0, norm, 1), axis=0), jnp.sum(norm > 0)
+    return jnp.sum(h / jnp.where(norm > 0, norm, 1), axis=0), jnp.sum(norm > 0, dtype=jnp.float32)
 
 
 def mean_cosine(sum_D: jax.Array, n: jax.Array) -> jax.Array:

@@ -131,7 +131,8 @@ def train_step(
 
         loss, gradient = jax.value_and_grad(loss_of)(params)
         rate = learning_rate(program.train, hyper, step)
-        updates, optimizer = _optimizer(program.train, hyper.weight_decay, rate).update(gradient, optimizer, params)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a Python float to the power of an int32
+            updates, optimizer = _optimizer(program.train, hyper.weight_decay, rate).update(gradient, optimizer, params)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradient), "learning_rate": rate}
         return optax.apply_updates(params, updates), optimizer, metrics
 
