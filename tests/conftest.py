@@ -18,6 +18,8 @@ from jaxsat.corpus import Corpus, prepare
 from jaxsat.sweep import Pack
 from jaxsat.train import train_pack
 
+pytest_plugins = ["tests.studies"]
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
