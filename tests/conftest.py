@@ -1,4 +1,4 @@
-"""Strict JAX for every test: eight fake CPU devices, no silent rank promotion, a compilation cache of its own."""
+"""Strict JAX for every test: eight fake CPU devices, no silent promotion of ranks or types, one compilation cache."""
 
 import os
 import shutil
@@ -23,6 +23,7 @@ pytest_plugins = ["tests.studies"]
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 # One cache of compiled programs for all workers, and for the processes that tests start.
 if "JAXSAT_TEST_COMPILED" not in os.environ:
     os.environ["JAXSAT_TEST_COMPILED"] = tempfile.mkdtemp(prefix="jaxsat-compiled-")

@@ -210,7 +210,7 @@ def test_settings_that_change_numbers_are_told():
     """In a process that is told by the environment."""
     told = {
         "jax_enable_x64": True,
-        "jax_numpy_dtype_promotion": "strict",
+        "jax_numpy_dtype_promotion": "standard",
         "jax_default_matmul_precision": "highest",
         "jax_default_prng_impl": "rbg",
         "jax_threefry_partitionable": False,

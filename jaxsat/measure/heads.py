@@ -134,7 +134,8 @@ def _train(heads: list[Head], h_NxD: jax.Array, targets: jax.Array, order_SxB: j
     def step(carry, i_B):
         heads, state = carry
         batch = _batch(h_NxD, targets, i_B, heads[0][1].shape[1])
-        updates, state = adam.update([gradient(head, *batch) for head in heads], state)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a Python float to the power of an int32
+            updates, state = adam.update([gradient(head, *batch) for head in heads], state)
         return (optax.apply_updates(heads, updates), state), None
 
     return jax.lax.scan(step, (heads, adam.init(heads)), order_SxB)[0][0]

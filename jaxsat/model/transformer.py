@@ -52,10 +52,14 @@ def _linear(config: ModelConfig, n_in: int, n_out: int, std: float, rngs: nnx.Rn
 
 
 def _norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.RMSNorm | nnx.LayerNorm:
-    # Norms compute in float32 whatever the compute type: bf16 sums of squares lose the small widths.
     if config.norm == "rms":
         return nnx.RMSNorm(config.width, epsilon=config.norm_eps, rngs=rngs)
     return nnx.LayerNorm(config.width, epsilon=config.norm_eps, use_bias=config.bias, rngs=rngs)
+
+
+def _in_float32(norm: nnx.Module, x_NxD: jax.Array) -> jax.Array:
+    """Whatever the compute type: bf16 sums of squares lose the small widths."""
+    return norm(x_NxD.astype(jnp.float32)).astype(x_NxD.dtype)
 
 
 def rotate(x_BxTxHxE: jax.Array, fraction: float, base: float) -> jax.Array:
@@ -121,9 +125,9 @@ class Block(nnx.Module):
         self.attention, self.feed_forward = Attention(config, rngs), FeedForward(config, rngs)
 
     def __call__(self, x_NxD: jax.Array, n_rows: int) -> jax.Array:
-        mixed = x_NxD + self.attention(self.norm1(x_NxD).astype(x_NxD.dtype), n_rows)
+        mixed = x_NxD + self.attention(_in_float32(self.norm1, x_NxD), n_rows)
         source = x_NxD if self.parallel else constrain(mixed, "data")
-        return constrain(mixed + self.feed_forward(self.norm2(source).astype(x_NxD.dtype)), "data")
+        return constrain(mixed + self.feed_forward(_in_float32(self.norm2, source)), "data")
 
 
 class Head(nnx.Module):
@@ -144,7 +148,7 @@ class Head(nnx.Module):
             self.kernel = nnx.Param(_small(d) * jax.random.normal(key, (d, v)))
             return
         components = jnp.arange(config.head_rank)
-        kept_R = components < rank
+        kept_R = (components < rank).astype(jnp.float32)
         keys_Rx2 = jax.vmap(lambda j: jax.random.split(jax.random.fold_in(key, j)))(components)
         a_RxD = jax.vmap(lambda k: jax.random.normal(k[0], (d,)))(keys_Rx2) * kept_R[:, None] / math.sqrt(d)
         b_RxV = jax.vmap(lambda k: jax.random.normal(k[1], (v,)))(keys_Rx2) * kept_R[:, None]
@@ -183,7 +187,7 @@ class Transformer(nnx.Module):
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
             layer = jax.checkpoint(layer, prevent_cse=not c.scan_layers, policy=policy)
         last, after_LxNxD = jax.lax.scan(layer, x, blocks, unroll=1 if c.scan_layers else c.depth)
-        h_BxTxD = self.final_norm(last).astype(last.dtype).reshape(n_rows, n_positions, c.width)
+        h_BxTxD = _in_float32(self.final_norm, last).reshape(n_rows, n_positions, c.width)
         return h_BxTxD, jnp.concatenate([x[None], after_LxNxD]).reshape(-1, *h_BxTxD.shape)
 
 

@@ -13,7 +13,7 @@ def float64():
 
 
 def rosenbrock(x_P, which):
-    return (1 - x_P[0]) ** 2 + 100 * (x_P[1] - x_P[0] ** 2) ** 2 + which
+    return (1 - x_P[0]) ** 2 + 100 * (x_P[1] - x_P[0] ** 2) ** 2 + which.astype(x_P.dtype)
 
 
 def solve(value, x, free=None, which=None, **options):
@@ -60,7 +60,7 @@ def test_running_out_of_turns_and_starting_where_there_is_no_value_are_not_conve
 
 def test_the_estimate_found_at_one_minimum_saves_turns_at_the_next():
     """A stretched bowl: six evaluations are too few from the unit matrix, and enough from the curvature found."""
-    bowl = lambda x_P, which: ((x_P - which) ** 2 * jnp.array([1.0, 1e4])).sum()
+    bowl = lambda x_P, which: ((x_P - which.astype(float)) ** 2 * jnp.array([1.0, 1e4])).sum()
     found = solve(bowl, [[3.0, -2.0]])
     np.testing.assert_allclose(found.h_KxPxP[0], np.diag([0.5, 0.5e-4]), rtol=1e-3, atol=1e-6)
     known = found.h_KxPxP[0]

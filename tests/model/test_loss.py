@@ -107,4 +107,4 @@ def test_losses_of_single_tokens_are_those_whose_mean_is_the_loss():
     for b, t in ((0, 0), (0, 1), (2, 50), (1, 100)):  # first and last of V; a later chunk
         one = np.where((np.arange(3)[:, None] == b) & (np.arange(101) == t), np.abs(targets), -1)
         assert jax.jit(token_losses)(z, w, np.abs(targets))[b, t] == pytest.approx(oracle(z, w, one)[0], rel=2e-6)
-    assert nats.sum() / (targets >= 0).sum() == pytest.approx(oracle(z, w, targets)[0], rel=2e-6)
+    assert float(nats.sum()) / int((targets >= 0).sum()) == pytest.approx(oracle(z, w, targets)[0], rel=2e-6)

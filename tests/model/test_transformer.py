@@ -35,7 +35,7 @@ def jittered(config, seed=0):
     rng = np.random.default_rng(seed)
 
     def draw(path, a):
-        return (path[-1].key == "scale") + 0.2 * jnp.asarray(rng.normal(size=a.shape), jnp.float32)
+        return float(path[-1].key == "scale") + 0.2 * jnp.asarray(rng.normal(size=a.shape), jnp.float32)
 
     return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(lambda: init(config, jax.random.key(0))))
 
@@ -166,7 +166,8 @@ def train(config, params, n_steps):
         params, state = carry
         batch = tokens(4, 12, config.vocab_size, seed)
         value, grads = jax.value_and_grad(loss, argnums=1)(config, params, batch)
-        updates, state = optimizer.update(grads, state, params)
+        with jax.numpy_dtype_promotion("standard"):  # as in jaxsat.train.step
+            updates, state = optimizer.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), value
 
     (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(n_steps))
