@@ -1,26 +1,20 @@
 import json
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import curve_fit, minimize
+from scipy.optimize import curve_fit
 
 from jaxsat.config import InputError
-from jaxsat.laws import FORMS, Constant, Form, chinchilla, fit, held_out, power_law, power_law_floor
-from jaxsat.laws import objective as objectives
+from jaxsat.laws import FORMS, Constant, Form, chinchilla, fit, power_law, power_law_floor
 from jaxsat.laws.noise import Noise
 from jaxsat.laws.objective import objective
+from tests.laws.planted import QUICK, TRUTH, draw, huber_sum, law, values
 
-# Few starts for data that are easy, so that tests are quick; the published grid is tried on the published data.
-STARTS = {"E": (0.6, 1.6), "A": (1, 2e4, 5e8), "B": (1, 2e4, 5e8), "alpha": (0.2, 0.6), "beta": (0.2, 0.6)}
-QUICK = replace(chinchilla, constants=tuple(replace(c, starts=STARTS[c.name]) for c in chinchilla.constants))
-TRUTH = {"E": 1.8, "A": 480.0, "B": 2000.0, "alpha": 0.35, "beta": 0.36}
 FLAT = {"E": 1.0, "A": 15.0, "B": 60.0, "alpha": 0.15, "beta": 0.25}  # of a table too small to tell a floor
 
 # Widths 8, 16 and 32, three budgets, two seeds: N, D in thousands, losses. Any floor below 3 fits them as well.
@@ -29,16 +23,6 @@ MEASURED = [
     (39248, 384, 4.359, 4.371), (39248, 768, 4.189, 4.223), (39248, 1536, 4.049, 4.079),
     (91296, 384, 4.157, 4.164), (91296, 768, 3.942, 3.953), (91296, 1536, 3.751, 3.755),
 ]  # fmt: skip
-
-
-def law(constants, n, d):
-    return constants["E"] + constants["A"] / n ** constants["alpha"] + constants["B"] / d ** constants["beta"]
-
-
-def draw(noise=0.005, seed=0):
-    rng = np.random.default_rng(seed)
-    inputs = {"N": 10 ** rng.uniform(7.5, 10.5, 60), "D": 10 ** rng.uniform(8.5, 11.5, 60)}
-    return inputs, law(TRUTH, inputs["N"], inputs["D"]) * np.exp(rng.normal(0, noise, 60))
 
 
 def sweep(seed, noise=0.01):
@@ -53,83 +37,6 @@ def _new(fitted, seed):
     """Intervals of new losses, and the losses."""
     inputs, loss = draw(seed=1000 + seed)
     return fitted.predict_new(**inputs), loss
-
-
-def huber_sum(constants, inputs, loss, delta=1e-3):
-    r = np.abs(np.log(loss) - np.log(law(constants, inputs["N"], inputs["D"])))
-    return np.where(r <= delta, r**2 / 2, delta * (r - delta / 2)).sum()
-
-
-def values(fitted):
-    return {name: c.value for name, c in fitted.constants.items()}
-
-
-@pytest.fixture(scope="module")
-def published(shared_data):
-    """The 240 rows and the fit of Besiroglu et al. (2024)."""
-    folder = shared_data / "scaling_chinchilla"
-    table = pd.read_csv(folder / "svg_extracted_data.csv")
-    table = table[table["loss"] < table["loss"].sort_values().iloc[-5]]
-    n = table["Model Size"].to_numpy()
-    inputs = {"N": n, "D": table["Training FLOP"].to_numpy() / (6 * n)}
-    return inputs, table["loss"].to_numpy(), json.loads((folder / "published_fit.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def replication(published):
-    inputs, loss, _ = published
-    return fit(chinchilla, inputs, loss, bootstrap=1000, level=0.95)
-
-
-def test_the_published_optimum_is_found(published, replication):
-    inputs, loss, numbers = published
-    theirs = {name: numbers["besiroglu2024_huber_only"][name] for name in chinchilla.names}
-    assert replication.rows == 240 and replication.converged and not replication.unidentified
-    assert replication.objective == pytest.approx(0.00101827, abs=1e-8)
-    assert replication.objective <= huber_sum(theirs, inputs, loss)
-    assert replication.objective == pytest.approx(huber_sum(values(replication), inputs, loss), rel=1e-9)
-    assert values(replication) == pytest.approx(theirs, rel=1e-3)
-
-
-def test_the_published_intervals_are_found(published, replication):
-    for name, (low, high) in published[2]["besiroglu2024"]["ci95"].items():
-        # Their resamples maximise a likelihood, ours a Huber sum, and each is a draw: ends within a fifth of the width.
-        ours = replication.constants[name]
-        assert (ours.low, ours.high) == pytest.approx((low, high), abs=(high - low) / 5)
-
-
-def test_the_mean_of_huber_terms_stops_early_and_the_sum_does_not(published, replication):
-    inputs, loss, _ = published
-
-    def objective(theta):
-        a, b, e, alpha, beta = theta
-        return huber_sum(
-            {"E": math.exp(e), "A": math.exp(a), "B": math.exp(b), "alpha": alpha, "beta": beta}, inputs, loss
-        )
-
-    start = [0.5, 5.0, 5.0, 0.5, 0.5]
-    mean = minimize(lambda theta: objective(theta) / len(loss), start, method="L-BFGS-B")
-    assert mean.success and objective(mean.x) > 1.5 * replication.objective
-
-
-def test_the_curves_of_the_misfitting_sweep(shared_data):
-    """Li, Kudugunta & Zettlemoyer (2025): models of 57M to 142M parameters tell the losses of those up to 1.2B."""
-    table = pd.read_csv(shared_data / "scaling_misfitting" / "scaling_results_last_ckpt_only.csv")
-    table = table.loc[table.groupby(["N", "D"])["loss"].idxmin()]  # the best learning rate of each
-    inputs = {"N": table["N"].to_numpy(), "D": table["D"].to_numpy()}
-    held = held_out(chinchilla, inputs, table["loss"].to_numpy(), table["N"] > 1.5e8, bootstrap=200)
-    assert held.law.rows == 58 and len(held.rows) == 23 and held.law.converged
-    assert held.error_percent < 2 and held.coverage >= 0.8
-    assert "E" in held.law.unidentified  # the sizes are too near each other to tell A/N^alpha from a floor
-
-
-def test_the_olmo_ladder_tells_its_largest_rung(shared_data):
-    """Bhagia et al. (2024): 190M, 370M and 760M at 0.5 to 10 times Chinchilla's tokens tell the losses of 1B."""
-    table = pd.read_csv(shared_data / "scaling_olmo_ladder" / "ladder_runs.csv.gz").groupby("run").last()
-    inputs = {"N": table["params_non_embedding"].to_numpy(), "D": table["total_tokens"].to_numpy()}
-    held = held_out(chinchilla, inputs, table["c4_en_loss"].to_numpy(), table["size"] == "1B", bootstrap=200)
-    assert held.law.rows == 18 and len(held.rows) == 6
-    assert held.error_percent < 1.5 and held.coverage >= 0.8
 
 
 def test_exact_data_give_back_their_constants():
@@ -196,87 +103,6 @@ def test_intervals_do_not_depend_on_the_unit_of_weights():
     one, other = (fit(power_law, {"x": x}, loss, weights=w, bootstrap=100) for w in (weights, 1e3 * weights))
     for name in power_law.names:
         assert other.constants[name] == pytest.approx(one.constants[name], rel=1e-3)
-
-
-@pytest.mark.parametrize("unit", [1e-9, 1e9])
-def test_the_unit_of_equal_weights_changes_nothing_but_the_objective(unit):
-    """Weights of 1e-9 once ended every start where it began."""
-    inputs, loss = draw()
-    one, other = (fit(QUICK, inputs, loss, weights=np.full(60, w), bootstrap=50) for w in (1.0, unit))
-    assert other.converged and values(other) == pytest.approx(values(one), rel=1e-9)
-    assert other.objective == pytest.approx(unit * one.objective)
-
-
-@pytest.mark.parametrize("unit", [1e-12, 1e-9, 1e12])
-@pytest.mark.parametrize("form", [power_law, power_law_floor, QUICK, FORMS["kaplan"]])
-def test_the_unit_of_an_input_does_not_matter(form, unit):
-    """Parameters counted in billions, or FLOPs."""
-    inputs, loss = draw()
-    inputs = {form.inputs[0]: inputs["N"]} | ({"D": inputs["D"]} if "D" in form.inputs else {})
-    one = fit(form, inputs, loss, bootstrap=20)
-    other = fit(form, {name: x * unit for name, x in inputs.items()}, loss, bootstrap=20)
-    assert other.objective == pytest.approx(one.objective, rel=1e-5)
-    there = {name: 3 * x.max() for name, x in inputs.items()}
-    expected = one.predict(**there).value
-    assert other.predict(**{name: x * unit for name, x in there.items()}).value == pytest.approx(expected, rel=1e-3)
-
-
-def broken(x, break_at):
-    return 0.5 + 4 / (x / break_at * 1e3) ** 0.1 * (1 + (x / break_at) ** (1 / 0.3)) ** (-0.25 * 0.3)
-
-
-@pytest.mark.parametrize("break_at", [1e3, 1e20])
-def test_a_break_is_found_in_any_unit_as_scipy_finds_it(break_at):
-    """Losses against FLOPs: starts of x1 that end at 1e13 once left an objective 79 times scipy's."""
-    x = break_at * np.geomspace(1e-3, 1e3, 25)
-    loss = broken(x, break_at) * np.exp(np.random.default_rng(0).normal(0, 0.003, 25))
-    fitted = fit(FORMS["broken_power_law"], {"x": x}, loss, bootstrap=20)
-
-    def theirs(theta):
-        e, a, c0, c1, x1, f1 = theta
-        u = np.log(x / break_at)
-        fit = np.exp(e) + np.exp(a - c0 * u - c1 * np.exp(f1) * np.logaddexp(0, (u - x1) / np.exp(f1)))
-        r = np.abs(np.log(loss / fit))
-        return 1e6 * np.where(r <= 1e-3, r * r / 2, 1e-3 * (r - 5e-4)).sum()
-
-    truth = [np.log(0.5), np.log(4 / 1e3**0.1), 0.1, 0.25, 0.0, np.log(0.3)]
-    options = {"maxiter": 20_000, "maxfev": 20_000, "xatol": 1e-9, "fatol": 1e-9}
-    scipy = minimize(theirs, truth, method="Nelder-Mead", options=options).fun / 1e6
-    assert fitted.converged and fitted.objective <= scipy * (1 + 1e-4)
-    assert fitted.predict(x=1e4 * break_at).value == pytest.approx(broken(1e4 * break_at, break_at), rel=0.05)
-
-
-def test_a_bad_optimum_is_not_called_converged():
-    """One start, from which the break is out of reach; and a law of another kind than the rows."""
-    x = 1e20 * np.geomspace(1e-3, 1e3, 25)
-    loss = broken(x, 1e20) * np.exp(np.random.default_rng(0).normal(0, 0.003, 25))
-    starts = {"E": (1.0,), "A": (1.0,), "c0": (0.0,), "c1": (-0.3,), "x1": (1e3,), "f1": (0.3,)}
-    form = FORMS["broken_power_law"]
-    far = replace(form, constants=tuple(replace(c, starts=starts[c.name]) for c in form.constants))
-    found = fit(far, {"x": x}, loss, bootstrap=20, hold={"c0": 0.0, "x1": 1e3, "f1": 0.3})
-    assert found.roughness > 10 and not found.converged and found.document()["converged"] is False
-    good = fit(form, {"x": x}, loss, bootstrap=20)
-    assert good.converged and good.roughness < 2
-
-
-def test_a_better_optimum_that_a_profile_finds_is_taken():
-    """Both starts lead to the worse of two valleys, at -1; the ladder of the constant reaches the other."""
-    form = Form(
-        "two valleys",
-        "L = 1 - exp(-(u - 2)^2)/2 - 0.3 exp(-(u + 1)^2/4) + x/1000",
-        "this test",
-        ("x",),
-        (Constant("u", (-4, -1), positive=False),),
-        lambda c, x: jnp.log(
-            1 - jnp.exp(-((c["u"] - 2) ** 2)) / 2 - 0.3 * jnp.exp(-((c["u"] + 1) ** 2) / 4) + x["x"] / 1000
-        ),
-    )
-    x = np.arange(1.0, 9)
-    grid = objective(form, {"x": x}, 0.5 + x / 1000, None, 1e-3, None).minima_from_grid(np.ones((1, 8)))
-    assert grid.x_KxP[0, 0] < 0 and grid.converged_K[0] and grid.f_K[0] > 2e-3
-    fitted = fit(form, {"x": x}, 0.5 + x / 1000, bootstrap=20)
-    assert fitted.constants["u"].value == pytest.approx(1.6749, abs=1e-3) and fitted.objective < 1e-12
-    assert fitted.converged and fitted.samples["u"] == pytest.approx(1.6749, abs=1e-3)
 
 
 def test_constants_of_rows_without_noise_are_fitted_not_held():
@@ -396,25 +222,6 @@ def test_a_form_of_the_user():
     assert values(fitted) == pytest.approx({"A": 9, "w0": 30, "alpha": 0.3, "gamma": -0.05}, rel=1e-4)
 
 
-@pytest.mark.parametrize("starts, finds", [((1.0, 100.0), True), ((1.0,), False)])
-def test_starts_where_a_form_has_no_value_are_passed_over(starts, finds):
-    """log(x0 - 2) exists at the second start alone."""
-    form = Form(
-        "gap",
-        "L = log(x0 - 2) x",
-        "",
-        ("x",),
-        (Constant("x0", starts),),
-        lambda c, x: jnp.log(jnp.log(c["x0"] - 2) * x["x"]),
-    )
-    x = np.arange(1.0, 9)
-    if finds:
-        assert fit(form, {"x": x}, np.log(48) * x, bootstrap=20).constants["x0"].value == pytest.approx(50)
-    else:
-        with pytest.raises(InputError, match="gap has no finite value on these rows from any of its starts"):
-            fit(form, {"x": x}, np.log(48) * x, bootstrap=20)
-
-
 def test_json_is_strict_and_has_the_documented_keys():
     inputs, loss = draw()
     fitted = fit(QUICK, inputs | {"D": np.full(60, 1e10)}, loss, bootstrap=200)
@@ -472,18 +279,6 @@ def test_bad_input_is_named(change, message):
 def test_bad_options_are_named(options, message):
     with pytest.raises(InputError, match=message):
         fit(power_law, {"x": [1, 2, 4, 8]}, [8, 6, 4.2, 3.1], **options)
-
-
-def test_a_process_without_a_cpu_is_told_what_to_set(monkeypatch):
-    """As JAX_PLATFORMS=tpu leaves it."""
-
-    def missing(backend):
-        raise RuntimeError(f"Unknown backend {backend}")
-
-    elsewhere = SimpleNamespace(local_devices=missing, config=SimpleNamespace(jax_platforms="tpu"))
-    monkeypatch.setattr(objectives, "jax", elsewhere)
-    with pytest.raises(InputError, match="laws are fitted on the CPU: set JAX_PLATFORMS=tpu,cpu"):
-        objectives._cpu()
 
 
 def test_words_are_not_numbers_and_columns_have_one_length():
