@@ -115,6 +115,24 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class Start:
+    """Where the parameters of a run come from: from its seed, or a checkpoint of another run; see `Run.branch`."""
+
+    run: str | None = None  # id of the other, or the name of an import; None: drawn from the seed
+    step: int | None = None  # of its checkpoint
+    kept: tuple[Literal["optimizer", "schedule", "data"], ...] = ()  # of the other besides; the rest begins afresh
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Whose series this is, if it was trained elsewhere."""
+
+    name: str | None = None
+    steps: tuple[int, ...] = ()  # of its checkpoints, ascending
+    tokens_per_step: int = 1  # 1: not known, and tokens count steps
+
+
+@dataclass(frozen=True)
 class Run:
     """One model trained once."""
 
@@ -123,6 +141,8 @@ class Run:
     data: DataConfig = field(default_factory=DataConfig)
     seed: int = 0  # of the initial parameters
     data_seed: int | None = None  # of the data order; None: seed
+    start: Start = field(default_factory=Start)
+    imported: Imported = field(default_factory=Imported)
 
     @property
     def order_seed(self) -> int:
@@ -130,14 +150,43 @@ class Run:
 
     @functools.cached_property
     def id(self) -> str:
-        """A hash of what differs from the defaults, so that a field added later orphans no directory."""
+        """A hash of what differs from the defaults, so that a field added later orphans no directory; of an imported
+        series a hash of its name, so that it can grow."""
         defaults = flatten(Run())
         differing = {key: value for key, value in flatten(override(self, {})).items() if value != defaults[key]}
+        if self.imported.name:
+            differing = {"imported.name": self.imported.name}
         return hashlib.sha256(_canonical(differing).encode()).hexdigest()[:12]
 
     @property
     def tokens_per_step(self) -> int:
+        if self.imported.name:
+            return self.imported.tokens_per_step
         return self.train.batch_size * self.model.context
+
+    @property
+    def first_step(self) -> int:
+        """At which training begins: that of the checkpoint it starts from, where it keeps the schedule."""
+        return (self.start.step or 0) if "schedule" in self.start.kept else 0
+
+    @property
+    def last_step(self) -> int:
+        return self.imported.steps[-1] if self.imported.name else self.train.steps
+
+    @property
+    def checkpoint_steps(self) -> tuple[int, ...]:
+        if self.imported.name:
+            return self.imported.steps
+        first = self.first_step
+        return (first, *(step for step in checkpoint_steps(self.train) if step > first))
+
+    def branch(self, step: int, values: dict[str, Any], kept: typing.Iterable[str] = ()) -> "Run":
+        """A run that starts from the checkpoint of this one at `step`, with some dotted keys changed. Of it are `kept`,
+        besides the parameters: "optimizer", its moments; "schedule", its step, so that training goes on to
+        `train.steps`; "data", its place in the batches. What is not begins afresh."""
+        start = {"start.run": self.id, "start.step": step, "start.kept": tuple(kept)}
+        cleared = {f"imported.{f.name}": f.default for f in dataclasses.fields(Imported)}
+        return override(self, cleared | start | values)
 
 
 @dataclass(frozen=True)
@@ -191,7 +240,7 @@ def validate(run: Run) -> Run:
     """Checks what the types cannot. Raises InputError with the key, the value, and what would be right."""
     m, t, d = run.model, run.train, run.data
     for key, value in flatten(run).items():
-        least = 0 if key in ("seed", "data_seed", "train.warmup_steps") else 1
+        least = 0 if key in ("seed", "data_seed", "train.warmup_steps", "start.step") else 1
         if isinstance(value, int) and not isinstance(value, bool) and value < least:
             raise InputError(f"{key} = {value}: must be at least {least}")
         if isinstance(value, float) and not 0 <= value < math.inf:
@@ -227,7 +276,16 @@ def validate(run: Run) -> Run:
             raise InputError(f"train.{key} = {getattr(t, key)}: must be below 1")
     if t.warmup > t.steps:
         raise InputError(f"train.warmup_steps = {t.warmup_steps} is above train.steps = {t.steps}")
-    if not d.corpus:
+    if (run.start.run is None) != (run.start.step is None) or run.start.kept and run.start.run is None:
+        raise InputError(
+            f"start.run = {run.start.run!r}, start.step = {run.start.step}, start.kept = {run.start.kept}: a start needs "
+            "both run and step"
+        )
+    if run.first_step >= t.steps and not run.imported.name:
+        raise InputError(
+            f"train.steps = {t.steps}: must be above start.step = {run.start.step}, whose schedule is kept"
+        )
+    if not d.corpus and not run.imported.name:
         raise InputError("data.corpus is empty: name at least one corpus or file")
     return run
 

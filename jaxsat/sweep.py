@@ -106,9 +106,14 @@ def make_packs(
     `sizes(run, n_runs)`: (m, n), packs of n_runs such runs have a multiple of m, n at most; what is left over by a
     group is a pack of its own. `parallel.pack_size` knows how many devices there are and what fits their memory.
     """
-    groups: dict[object, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(_shared(run), []).append(run)
+    by_id, groups = {run.id: run for run in runs}, {}
+
+    def generation(run: Run) -> int:  # parents are trained first, so never in one pack with their children
+        parent = by_id.get(run.start.run)
+        return 0 if parent is None else 1 + generation(parent)
+
+    for run in by_id.values():
+        groups.setdefault((generation(run), _shared(run)), []).append(run)
     packs = []
     for group in groups.values():
         multiple, most = sizes(max(group, key=lambda run: run.model.rank), len(group))
@@ -139,4 +144,5 @@ def _shared(run: Run) -> object:
     """What the runs of a pack have in common: all but what a training step takes as an array of length K."""
     train = dataclasses.replace(run.train, learning_rate=0.0, weight_decay=0.0, init_scale=1.0)
     model = dataclasses.replace(run.model, head_rank=run.model.head_rank and run.model.width)
-    return model, train, run.data
+    imported = run.imported.name  # its parameters are read alone
+    return model, train, run.data, dataclasses.replace(run.start, run=run.start.run and ""), imported

@@ -31,12 +31,16 @@ def configs(cls: type) -> st.SearchStrategy:
         bool: st.booleans(),
         str: st.text(),
         int | None: st.none() | st.integers(0, 10**6),
+        str | None: st.none() | st.text(),
         tuple[str, ...]: st.lists(st.text(), max_size=3).map(tuple),
+        tuple[int, ...]: st.lists(st.integers(0, 10**6), max_size=3).map(tuple),
     }
 
     def strategy(hint):
         if dataclasses.is_dataclass(hint):
             return configs(hint)
+        if typing.get_origin(hint) is tuple and hint not in leaf:
+            return st.lists(strategy(typing.get_args(hint)[0]), max_size=3).map(tuple)
         return leaf[hint] if hint in leaf else st.sampled_from(typing.get_args(hint))
 
     return st.builds(cls, **{name: strategy(hint) for name, hint in typing.get_type_hints(cls).items()})
@@ -95,6 +99,12 @@ DEFAULTS = {
     "data.heldout_tokens": 50000,
     "seed": 0,
     "data_seed": None,
+    "start.run": None,
+    "start.step": None,
+    "start.kept": (),
+    "imported.name": None,
+    "imported.steps": (),
+    "imported.tokens_per_step": 1,
 }
 
 
@@ -140,7 +150,8 @@ def test_equal_runs_have_equal_ids():
     assert one.id == from_dict(Run, {"train": {"learning_rate": 1}, "data": {"corpus": "a"}}).id
 
 
-OTHER = {int: 7, float: 0.125, bool: True, str: "other", int | None: 4, tuple[str, ...]: ("other",)}
+OTHER = {int: 7, float: 0.125, bool: True, str: "other", int | None: 4, str | None: "other",
+         tuple[str, ...]: ("other",), tuple[int, ...]: (3, 4)}  # fmt: skip
 
 
 @pytest.mark.parametrize("key", flatten(Run()))
@@ -148,7 +159,7 @@ def test_every_key_changes_the_id(key):
     section, _, name = key.rpartition(".")
     cls = typing.get_type_hints(Run)[section] if section else Run
     hint = typing.get_type_hints(cls)[name]
-    value = OTHER[hint] if hint in OTHER else typing.get_args(hint)[-1]
+    value = "optimizer" if name == "kept" else OTHER[hint] if hint in OTHER else typing.get_args(hint)[-1]
     assert override(Run(), {key: value}).id != Run().id
 
 
@@ -272,3 +283,28 @@ def test_checkpoint_schedule_of_pythia():
     """Biderman et al. 2023, section 2: 0, 1, 2, 4, ..., 512, then every 1000 to 143000: 154 checkpoints."""
     steps = checkpoint_steps(TrainConfig(steps=143_000, checkpoint_every=1000))
     assert len(steps) == 154 and steps[:12] == (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
+
+
+def test_a_branch_starts_from_a_checkpoint():
+    trunk = Run(train=TrainConfig(steps=100, checkpoint_every=50, schedule="constant"))
+    cooldown = trunk.branch(50, {"train.schedule": "linear", "train.steps": 60}, kept=("optimizer", "schedule", "data"))
+    assert cooldown.start.run == trunk.id and validate(cooldown).checkpoint_steps == (50, 60)
+    tuned = trunk.branch(50, {"train.steps": 4})
+    assert tuned.checkpoint_steps == (0, 1, 2, 4) and len({trunk.id, cooldown.id, tuned.id}) == 3
+    for values, problem in (
+        ({"start.step": None}, "a start needs both run and step"),
+        ({"start.run": None}, "a start needs both run and step"),
+        ({"start.kept": ("schedule",), "train.steps": 50}, "train.steps = 50: must be above start.step = 50"),
+        ({"start.kept": ("rate",)}, "must be one of 'optimizer', 'schedule', 'data'"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            validate(trunk.branch(50, values))
+
+
+def test_an_imported_series_grows_under_its_name():
+    run = override(Run(), {"imported.name": "pythia-14m", "imported.steps": (0, 1000), "data.corpus": ()})
+    more = override(run, {"imported.steps": (0, 1000, 2000), "imported.tokens_per_step": 2**21})
+    assert run.id == more.id != override(run, {"imported.name": "pythia-31m"}).id
+    assert validate(more).last_step == 2000 and more.checkpoint_steps == (0, 1000, 2000)
+    assert (run.tokens_per_step, more.tokens_per_step) == (1, 2**21)
+    assert more.branch(1000, {"data.corpus": ("a.txt",)}).imported.name is None
