@@ -24,7 +24,7 @@ from orbax.checkpoint import path as orbax_path
 from orbax.checkpoint import v1 as ocp
 
 from jaxsat import hosts
-from jaxsat.config import InputError, ModelConfig, Run, from_dict
+from jaxsat.config import Imported, InputError, ModelConfig, Run, from_dict
 from jaxsat.parallel import abstract_like
 from jaxsat.sweep import Pack
 
@@ -181,6 +181,13 @@ class Store:
         with self._damage_named(step):
             return self._read(step, {"params": abstract})["params"]
 
+    def state(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+        """All that training needs to go on from `step`, as `abstract` says. Raises InputError as `params` does."""
+        self._complete(step)
+        with self._damage_named(step):
+            found = self._read(step, _parts(abstract))
+            return {"params": found["params"], **found["rest"]}
+
     @_one_error_only()
     def params_of(self, run_id: str, step: int) -> Any:
         """The parameters of one run at `step`, as they are stored, on one device. Of arrays that were written by
@@ -271,13 +278,14 @@ class Store:
 
 
 def load_run(out: epath.PathLike, run_id: str, step: int) -> tuple[ModelConfig, Any]:
-    """(configuration, parameters) of one run of an output directory at `step`, whatever pack it was trained in.
+    """(configuration, parameters) of one run of an output directory at `step`, whatever pack it was trained in; of an
+    imported series by its name too.
 
     On one device of this host, a factored head cut to the run's own rank. Raises InputError.
     """
-    config, directory = _find(epath.Path(out), run_id)
-    with Store(directory, alone=True) as store:
-        return config, cut_head(config, store.params_of(run_id, step))
+    run, pack = find_run(out, run_id)
+    with Store(epath.Path(out) / "checkpoints" / pack.id, alone=True) as store:
+        return run.model, cut_head(run.model, store.params_of(run.id, step))
 
 
 def cut_head(config: ModelConfig, params: Any) -> Any:
@@ -288,24 +296,28 @@ def cut_head(config: ModelConfig, params: Any) -> Any:
     return params | {"head": {"a": a_DxR[:, : config.rank], "b": b_RxV[: config.rank]}}
 
 
-def _find(out: epath.Path, run_id: str) -> tuple[ModelConfig, epath.Path]:
-    """(configuration of a run, checkpoints of its pack), from sweep.json; where there is none, from the checkpoints."""
-    sweep = out / "sweep.json"
+def find_run(out: epath.PathLike, run_id: str) -> tuple[Run, Pack]:
+    """A run of an output directory, or an imported series by its name, and its pack; from sweep.json, and where there
+    is none, from the checkpoints. Raises InputError."""
+    out = epath.Path(out)
+    sweep, packs = out / "sweep.json", []
     if sweep.exists():
         try:
             found = json.loads(sweep.read_text())
-            runs = {id: found["runs"][id] for ids in found["packs"] if run_id in ids for id in ids}
+            packs = [{id: found["runs"][id] for id in ids} for ids in found["packs"]]
         except (ValueError, TypeError, KeyError) as e:
             raise InputError(f"{sweep} is damaged ({type(e).__name__}: {e})") from None
-        if runs:
-            pack = Pack(tuple(from_dict(Run, run, str(sweep)) for run in runs.values()))
-            return from_dict(Run, runs[run_id]).model, out / "checkpoints" / pack.id
     else:
         for directory in sorted((out / "checkpoints").glob("*")):
             with Store(directory, alone=True) as store:
-                if run_id in store.run_ids:
-                    config = json.loads((out / "runs" / run_id / "config.json").read_text())
-                    return from_dict(Run, config).model, directory
+                configs = {id: out / "runs" / id / "config.json" for id in store.run_ids}
+            if run_id in configs:
+                packs.append({id: json.loads(path.read_text()) for id, path in configs.items()})
+    name = Run(imported=Imported(run_id)).id
+    for configs in packs:
+        for id in configs.keys() & {run_id, name}:
+            pack = Pack(tuple(from_dict(Run, config, str(sweep)) for config in configs.values()))
+            return next(run for run in pack.runs if run.id == id), pack
     raise InputError(f"{out} holds no checkpoint of run {run_id}")
 
 

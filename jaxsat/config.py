@@ -278,8 +278,8 @@ def validate(run: Run) -> Run:
         raise InputError(f"train.warmup_steps = {t.warmup_steps} is above train.steps = {t.steps}")
     if (run.start.run is None) != (run.start.step is None) or run.start.kept and run.start.run is None:
         raise InputError(
-            f"start.run = {run.start.run!r}, start.step = {run.start.step}, start.kept = {run.start.kept}: a start needs "
-            "both run and step"
+            f"start.run = {run.start.run!r}, start.step = {run.start.step}, start.kept = {run.start.kept}: "
+            "a start needs both run and step"
         )
     if run.first_step >= t.steps and not run.imported.name:
         raise InputError(

@@ -23,13 +23,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxsat import corpus as corpora
 from jaxsat import hosts, model
 from jaxsat.checkpoints import Store
-from jaxsat.config import InputError, Layout, Run, checkpoint_steps, validate
+from jaxsat.config import InputError, Layout, Run, validate
 from jaxsat.machine import chip
 from jaxsat.parallel import make_mesh, pack_layout, per_run, per_run_and_row, put, replicated
 from jaxsat.stop import Stop, stopped
 from jaxsat.sweep import Pack
 from jaxsat.train.logs import RunLog, read_metrics
-from jaxsat.train.step import Program, abstract_state, hypers, initializer, train_step
+from jaxsat.train.start import batch_offset, first_state
+from jaxsat.train.step import Program, abstract_state, hypers, train_step
 
 WINDOW = 10  # steps between looks at the losses; fewer where they take longer than WINDOW_SECONDS
 WINDOW_SECONDS = 5  # all hosts save one to two windows after one is told to stop, of the 30 s it is given
@@ -93,16 +94,18 @@ def train_pack(
             if any(diverged) and all(ended) and train.steps in store.steps:  # a pack that its caller asks for again
                 return None
             found = store.latest(abstract)
-        state, spent = found or (initializer(program, mesh)(hyper), 0.0)
+        state, spent = found or (first_state(pack, program, mesh, hyper, out, layout), 0.0)
         start = int(state["step"])
         if start == train.steps:
             return None
         window = stack.enter_context(contextlib.closing(_Window(pack, out, start, mesh, stop, tensorboard)))
-        batches = stack.enter_context(contextlib.closing(_batches(pack, corpus, start, per_run_and_row(mesh))))
+        batches = stack.enter_context(
+            contextlib.closing(_batches(pack, corpus, start + batch_offset(pack.runs[0]), per_run_and_row(mesh)))
+        )
         began = time.monotonic() - spent
-        saves = set(checkpoint_steps(train)) if store else set()
+        saves = set(pack.runs[0].checkpoint_steps) if store else set()
         if store and not found:
-            store.save(0, state, 0.0)
+            store.save(start, state, 0.0)
         for step in range(start + 1, train.steps + 1):
             with window.waiting():
                 rows_KxBxT1 = next(batches)
