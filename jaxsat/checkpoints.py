@@ -300,24 +300,23 @@ def find_run(out: epath.PathLike, run_id: str) -> tuple[Run, Pack]:
     """A run of an output directory, or an imported series by its name, and its pack; from sweep.json, and where there
     is none, from the checkpoints. Raises InputError."""
     out = epath.Path(out)
-    sweep, packs = out / "sweep.json", []
+    sweep, configs = out / "sweep.json", {}
+    ids = {run_id, Run(imported=Imported(run_id)).id}
     if sweep.exists():
         try:
             found = json.loads(sweep.read_text())
-            packs = [{id: found["runs"][id] for id in ids} for ids in found["packs"]]
+            configs = {id: found["runs"][id] for pack in found["packs"] if ids & {*pack} for id in pack}
         except (ValueError, TypeError, KeyError) as e:
             raise InputError(f"{sweep} is damaged ({type(e).__name__}: {e})") from None
     else:
         for directory in sorted((out / "checkpoints").glob("*")):
             with Store(directory, alone=True) as store:
-                configs = {id: out / "runs" / id / "config.json" for id in store.run_ids}
-            if run_id in configs:
-                packs.append({id: json.loads(path.read_text()) for id, path in configs.items()})
-    name = Run(imported=Imported(run_id)).id
-    for configs in packs:
-        for id in configs.keys() & {run_id, name}:
-            pack = Pack(tuple(from_dict(Run, config, str(sweep)) for config in configs.values()))
-            return next(run for run in pack.runs if run.id == id), pack
+                if ids & {*store.run_ids}:
+                    paths = {id: out / "runs" / id / "config.json" for id in store.run_ids}
+                    configs = {id: json.loads(path.read_text()) for id, path in paths.items()}
+    if configs:
+        pack = Pack(tuple(from_dict(Run, config, str(sweep)) for config in configs.values()))
+        return next(run for run in pack.runs if run.id in ids), pack
     raise InputError(f"{out} holds no checkpoint of run {run_id}")
 
 
