@@ -20,7 +20,7 @@ import pandas as pd
 from etils import epath
 
 from jaxsat import corpus as corpora
-from jaxsat.config import InputError, Run, flatten, from_dict
+from jaxsat.config import Imported, InputError, Run, flatten, from_dict
 from jaxsat.measure import table
 from jaxsat.model import count_parameters
 from jaxsat.sweep import Pack, differing_keys, make_packs
@@ -86,8 +86,20 @@ class Directory:
         packed = {run.id for pack in self.packs for run in pack.runs}
         new = [run for id, run in asked.items() if id not in packed]
         self.runs |= {run.id: run for run in new}
+        for run in new:
+            self._check_start(run)
         self.packs += make_packs(new, sizes)
         return [pack for pack in self.packs if any(run.id in asked for run in pack.runs)]
+
+    def _check_start(self, run: Run) -> None:
+        if (start := run.start).run is None:
+            return
+        parent = self.runs.get(start.run) or self.runs.get(Run(imported=Imported(start.run)).id)
+        if parent is None:
+            raise InputError(f"run {run.id} starts from run {start.run}, which is neither asked for nor in {self.path}")
+        if start.step not in parent.checkpoint_steps:
+            steps = ", ".join(map(str, parent.checkpoint_steps))
+            raise InputError(f"run {run.id} starts from step {start.step} of run {start.run}, which has steps {steps}")
 
     def know_text(self, run: Run, corpus: corpora.Corpus) -> None:
         """Records the text and the tokenizer of a run when they come first. Raises InputError when what is here was
@@ -159,7 +171,7 @@ class Directory:
         return table.read(self.path / "measurements")
 
     def states(self, runs: Iterable[str]) -> dict[str, "RunState"]:
-        return {id: run_state(self.path, id, self.runs[id].train.steps) for id in runs}
+        return {id: run_state(self.path, id, self.runs[id].last_step) for id in runs}
 
     def launches(self, runs: Iterable[str]) -> list[dict[str, Any]]:
         """The different environments in which these runs were trained: see `train.environment`."""
@@ -233,11 +245,12 @@ def runs_table(
     for id in ids:
         run = directory.runs[id]
         counts = count_parameters(run.model)
-        tokens, text = run.train.steps * run.tokens_per_step, directory.texts.get(text_key(run))
+        tokens, text = run.last_step * run.tokens_per_step, directory.texts.get(text_key(run))
         rows[id] = flatten(run) | {
             "params.total": counts.total,
             "params.nonembedding": counts.nonembedding,
             "params.head": counts.head,
+            "train.steps": run.last_step,
             "tokens": tokens,
             "epochs": tokens / text["train_tokens"] if text else float("nan"),
             "state": states[id].name,

@@ -29,7 +29,7 @@ import pandas as pd
 import jaxsat
 from jaxsat import measure
 from jaxsat.claims import Claim
-from jaxsat.config import InputError, Preempted, Run, checkpoint_steps, unknown
+from jaxsat.config import InputError, Preempted, Run, unknown
 from jaxsat.laws import Law
 from jaxsat.measure import Computed, Measure
 from jaxsat.report import Section, check_names
@@ -142,7 +142,7 @@ def load(name: str, scale: str) -> Experiment:
         raise InputError(f"{name}: {e}") from None
     for m in asked["measures"]:
         for step in m.at if isinstance(m.at, tuple) else ():
-            if not any(step in checkpoint_steps(run.train) for run in runs if m.runs(run)):
+            if not any(step in run.checkpoint_steps for run in runs if m.runs(run)):
                 raise InputError(f"{name}: measure {m.name!r} asks for step {step}, of which no run has a checkpoint")
     return experiment
 

@@ -15,13 +15,13 @@ import pandas as pd
 from jaxsat import corpus as corpora
 from jaxsat import hosts, model, parallel
 from jaxsat.checkpoints import Store
-from jaxsat.config import InputError, Layout, Run, checkpoint_steps
+from jaxsat.config import InputError, Layout, Run
 from jaxsat.directory import Directory, RunState, text_key
 from jaxsat.measure import Computed, Measure, measured, table
 from jaxsat.measure.measure import values
 from jaxsat.measure.packs import Todo
 from jaxsat.stop import Stop
-from jaxsat.sweep import Pack, describe_packs
+from jaxsat.sweep import Pack, describe_packs, parents_first
 from jaxsat.train import train_pack
 
 Progress = Callable[[str, float, str], None]  # (stage, fraction done of it, what)
@@ -51,10 +51,10 @@ class Jobs:
         ends = {(series, step) for series, step, _, _ in done}
 
         def ended(pack: Pack, run: Run) -> bool:
-            if states[run.id].name == "diverged" or (run.id, run.train.steps) in ends:
+            if states[run.id].name == "diverged" or (run.id, run.last_step) in ends:
                 return True
-            wanted = any(run.train.steps in _steps(m, run, states[run.id], {}) for m in self._of(run))
-            return states[run.id].name == "done" and not wanted and run.train.steps in self.checkpoints(pack)
+            wanted = any(run.last_step in _steps(m, run, states[run.id], {}) for m in self._of(run))
+            return states[run.id].name == "done" and not wanted and run.last_step in self.checkpoints(pack)
 
         return [pack for pack in self.packs if not all(ended(pack, run) for run in pack.runs)]
 
@@ -101,7 +101,7 @@ class Jobs:
         least = rows.loc[rows.groupby("series")["value"].idxmin()].set_index("series")["step"]
         last, states = rows.groupby("series")["step"].max(), self._states()
         runs = {run.id: run for pack in self.packs for run in pack.runs if run.id in least.index}
-        ended = [id for id, run in runs.items() if states[id].name == "diverged" or last[id] == run.train.steps]
+        ended = [id for id, run in runs.items() if states[id].name == "diverged" or last[id] == run.last_step]
         return {id: int(least[id]) for id in ended}
 
     def checkpoints(self, pack: Pack) -> set[int]:
@@ -143,7 +143,7 @@ class Jobs:
     def train(self, progress: Progress, tensorboard: bool = False) -> None:
         self.check_texts()
         packs = hosts.first(lambda: [pack.id for pack in self.untrained()])
-        packs = [pack for pack in self.packs if pack.id in packs]
+        packs = parents_first([pack for pack in self.packs if pack.id in packs])
         for pack in packs:  # what is wrong with the layout is said before anything is written
             parallel.make_mesh(pack, self.layout)
         progress("corpus", 0.0, "")
@@ -163,10 +163,12 @@ class Jobs:
         for i, pack in enumerate(packs):
 
             def step_done(step: int, losses: list[float], pack: Pack = pack, i: int = i) -> None:
-                m, n = pack.model, pack.runs[0].train.steps
+                m, first, n = pack.model, pack.runs[0].first_step, pack.runs[0].last_step
                 loss = min(losses, key=lambda x: (x != x, x))  # nan last: of a run that diverged at once
                 what = f"width {m.width} depth {m.depth} x {len(pack.runs)} runs, step {step}/{n}, loss {loss:.3f}"
-                progress("train", (costs[i] + (costs[i + 1] - costs[i]) * step / n) / costs[-1], what)
+                progress(
+                    "train", (costs[i] + (costs[i + 1] - costs[i]) * (step - first) / (n - first)) / costs[-1], what
+                )
 
             train_pack(
                 pack, self.text(pack.runs[0]), self.directory.path, step_done, self.layout, tensorboard=tensorboard
@@ -247,16 +249,16 @@ def _steps(m: Measure, run: Run, state: RunState, best: dict[str, int]) -> list[
     """The checkpoints of a run that a measure asks for; none after it has diverged."""
     match m.at:
         case "every":
-            steps = checkpoint_steps(run.train)
+            steps = run.checkpoint_steps
         case "last":
-            steps = (run.train.steps,)
+            steps = (run.last_step,)
         case "best":
             steps = (best[run.id],) if run.id in best else ()
         case steps:
-            steps = tuple(set(steps) & set(checkpoint_steps(run.train)))
+            steps = tuple(set(steps) & set(run.checkpoint_steps))
     return [step for step in steps if state.name != "diverged" or step < state.step]
 
 
 def _cost(run: Run) -> float:
     """Relative time of a run, for the estimate of what remains: FLOPs understate how slow small widths are."""
-    return (model.flops_per_token(run.model) ** 0.7) * run.train.steps * run.tokens_per_step
+    return (model.flops_per_token(run.model) ** 0.7) * (run.last_step - run.first_step) * run.tokens_per_step

@@ -44,11 +44,12 @@ def chain(*parts: Sequence[Point]) -> list[Point]:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A named set of runs. `runs` are validated and unique: points that give the same run count once."""
+    """A named set of runs. `runs` are validated and unique: points that give the same run count once. A point may also
+    be a whole run, such as a branch of another."""
 
     name: str
     base: Run
-    points: Sequence[Point] = ({},)
+    points: Sequence[Point | Run] = ({},)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not isinstance(self.base, Run):
@@ -56,12 +57,14 @@ class Sweep:
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        if isinstance(self.points, Mapping) or not all(isinstance(point, Mapping) for point in self.points):
-            raise InputError(f"sweep {self.name!r}: points must be a list of {{key: value}}, as product({{...}}) gives")
+        if isinstance(self.points, Mapping) or not all(isinstance(point, Mapping | Run) for point in self.points):
+            raise InputError(
+                f"sweep {self.name!r}: points must be a list of {{key: value}}, as product({{...}}) gives, or runs"
+            )
         runs = []
         for i, point in enumerate(self.points):
             try:
-                runs.append(validate(override(self.base, point)))
+                runs.append(validate(point if isinstance(point, Run) else override(self.base, point)))
             except InputError as e:
                 raise InputError(f"sweep {self.name!r}, point {i} {point}: {e}") from None
         if not runs:
@@ -122,6 +125,19 @@ def make_packs(
         cuts = [round(i * whole / max(1, n_packs) / multiple) * multiple for i in range(n_packs + 1)] + [len(group)]
         packs += [Pack(tuple(group[a:b])) for a, b in zip(cuts, cuts[1:]) if b > a]
     return packs
+
+
+def parents_first(packs: Sequence[Pack]) -> list[Pack]:
+    """The packs, none before one from which a run of it starts. Raises InputError for a cycle of starts."""
+    left, ordered = list(packs), []
+    while left:
+        waiting = {run.id for pack in left for run in pack.runs}
+        free = [pack for pack in left if not any(run.start.run in waiting for run in pack.runs)]
+        if not free:
+            raise InputError(f"runs {', '.join(sorted(waiting))} start from each other: a cycle")
+        ordered += free
+        left = [pack for pack in left if pack not in free]
+    return ordered
 
 
 def describe_packs(packs: Sequence[Pack]) -> str:

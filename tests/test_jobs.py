@@ -83,6 +83,42 @@ def test_ctrl_c_saves_first_and_the_rest_is_the_same(out, tmp_path):
     pd.testing.assert_frame_equal(summary(tmp_path), summary(out))
 
 
+BRANCH = """
+
+trained = sweeps
+
+
+def sweeps(scale):
+    trunk = trained(scale)[0].runs[0]
+    branch = trunk.branch(10, {"train.schedule": "linear"}, kept=("optimizer", "schedule", "data"))
+    return [Sweep("again", branch, [branch.branch(20, {"train.steps": 2}), branch]), *trained(scale)]
+"""
+
+
+def test_branches_of_a_finished_run(copy, user_file):
+    """Two generations, the younger first in the list; the trunk is not trained again."""
+    own = user_file(EXPERIMENT + BRANCH)
+    before = files(copy / "checkpoints")
+    assert Study(own, "laptop", copy).pending()[0] == "train 2 runs in 2 packs (1, 1) of 1 shapes"
+    trained_and_measured(Study(own, "laptop", copy))
+    results = Study(own, "laptop", copy).results()
+    assert {name: time for name, time in files(copy / "checkpoints").items() if name in before} == before
+    loss = results.rows("heldout_loss").set_index(["series", "step"])["value"]
+    trunk, grandchild, child = (results.parts[name][i] for name, i in (("main", 0), ("again", 0), ("again", 1)))
+    assert loss[child].index.tolist() == [10, 20] and loss[grandchild].index.tolist() == [0, 1, 2]
+    assert loss[child][10] == loss[trunk][10] and loss[grandchild][0] == loss[child][20] != loss[trunk][20]
+
+
+def test_starts_that_cannot_be(copy, user_file):
+    for old, new, problem in (
+        ("trunk.branch(10", "trunk.branch(11", "starts from step 11 of run .*, which has steps 0, 1, 2, 4, 8, 10, 20"),
+        ("trunk = ", "import dataclasses; trunk = dataclasses.replace(trained(scale)[0].base, seed=77) or ",
+         "starts from run .*, which is neither asked for nor in"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=problem):
+            Study(user_file(EXPERIMENT + BRANCH.replace(old, new)), "laptop", copy)
+
+
 def test_measuring_is_stopped_like_training(copy, user_file, monkeypatch):
     """SIGTERM in the middle: what is measured is kept, and the rest is made by the same command."""
     seen = []
@@ -199,6 +235,8 @@ def test_shares_split_all_of_the_work(home, user_file, tmp_path):
     own = user_file(EXPERIMENT + OWN.replace("def computed(scale):\n    return [", second))
     for i in (1, 2):
         trained_and_measured(Study(own, "laptop", tmp_path / "out", share=(i, 2)))
+        if i == 1:
+            assert not [said for said in Study(own, "laptop", tmp_path / "out").notices() if "gone" in said]
     whole = Study(own, "laptop", tmp_path / "out")
     assert whole.pending()[0].startswith("train nothing") and not [p for p in whole.pending() if "compute" in p]
     assert not [p for p in whole.pending() if p.startswith("measure") and " 0 " not in p and "best" not in p]
