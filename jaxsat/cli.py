@@ -215,7 +215,7 @@ def run(command: Command) -> int:
         raise InputError(f"{command.name} is no table (.csv, .csv.gz, .parquet, .jsonl): only --scale and --out apply")
     layout = command.layout if isinstance(command, Compute) else Layout()
     parallel.start(layout)
-    from jaxsat import checkpoints
+    from jaxsat import checkpoints, hosts
     from jaxsat.study import Study
 
     checkpoints.quiet()
@@ -251,8 +251,7 @@ def run(command: Command) -> int:
             console.print(_frame(tables.constants(results.laws)) if results.laws else f"{command.name} fits no laws")
         for name, why in results.not_fitted.items():
             print(f"jaxsat: law {name!r} is not fitted: {why}", file=sys.stderr)
-    for notice in study.notices():
-        print(f"jaxsat: {notice}", file=sys.stderr)
+    hosts.first(lambda: [print(f"jaxsat: {notice}", file=sys.stderr) for notice in study.notices()])
     if said:
         print(said)
     return 0
