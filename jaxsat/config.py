@@ -141,6 +141,7 @@ class Run:
     data: DataConfig = field(default_factory=DataConfig)
     seed: int = 0  # of the initial parameters
     data_seed: int | None = None  # of the data order; None: seed
+    task: str = ""  # name of one of the experiment's TASKS; "": a language model
     start: Start = field(default_factory=Start)
     imported: Imported = field(default_factory=Imported)
 
@@ -168,6 +169,11 @@ class Run:
     def first_step(self) -> int:
         """At which training begins: that of the checkpoint it starts from, where it keeps the schedule."""
         return (self.start.step or 0) if "schedule" in self.start.kept else 0
+
+    @property
+    def batch_offset(self) -> int:
+        """Its update from step s takes batch s + this."""
+        return ((self.start.step or 0) if "data" in self.start.kept else 0) - self.first_step
 
     @property
     def last_step(self) -> int:

@@ -161,4 +161,4 @@ def _shared(run: Run) -> object:
     train = dataclasses.replace(run.train, learning_rate=0.0, weight_decay=0.0, init_scale=1.0)
     model = dataclasses.replace(run.model, head_rank=run.model.head_rank and run.model.width)
     imported = run.imported.name  # its parameters are read alone
-    return model, train, run.data, dataclasses.replace(run.start, run=run.start.run and ""), imported
+    return model, train, run.data, dataclasses.replace(run.start, run=run.start.run and ""), imported, run.task

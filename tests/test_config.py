@@ -99,6 +99,7 @@ DEFAULTS = {
     "data.heldout_tokens": 50000,
     "seed": 0,
     "data_seed": None,
+    "task": "",
     "start.run": None,
     "start.step": None,
     "start.kept": (),

@@ -4,12 +4,15 @@ from jaxsat.config import Preempted
 from jaxsat.train.logs import environment, read_metrics, write_atomically
 from jaxsat.train.loop import train_pack, train_run
 from jaxsat.train.step import Hyper, Program, State, hypers, initializer, learning_rate, train_step
+from jaxsat.train.task import LANGUAGE_MODEL, Task
 
 __all__ = [
+    "LANGUAGE_MODEL",
     "Hyper",
     "Preempted",
     "Program",
     "State",
+    "Task",
     "environment",
     "hypers",
     "initializer",

@@ -29,8 +29,9 @@ from jaxsat.parallel import make_mesh, pack_layout, per_run, per_run_and_row, pu
 from jaxsat.stop import Stop, stopped
 from jaxsat.sweep import Pack
 from jaxsat.train.logs import RunLog, read_metrics
-from jaxsat.train.start import batch_offset, first_state
+from jaxsat.train.start import first_state
 from jaxsat.train.step import Program, abstract_state, hypers, train_step
+from jaxsat.train.task import LANGUAGE_MODEL, Task
 
 WINDOW = 10  # steps between looks at the losses; fewer where they take longer than WINDOW_SECONDS
 WINDOW_SECONDS = 5  # all hosts save one to two windows after one is told to stop, of the 30 s it is given
@@ -40,32 +41,34 @@ Progress = Callable[[int, list[float]], None]  # (steps done, latest loss of eac
 
 def train_run(
     run: Run,
-    corpus: corpora.Corpus,
+    corpus: corpora.Corpus | None,
     progress: Progress = lambda step, losses: None,
     layout: Layout = Layout(),
+    task: Task = LANGUAGE_MODEL,
 ) -> tuple[model.Params, list[dict[str, Any]]]:
     """(parameters, lines as `read_metrics` has them) of one run, trained from the start; nothing is written.
 
     The numbers are those that it has in a directory. The parameters are whole, on one device of this host, as those of
     `checkpoints.load_run`. Raises InputError. For checkpoints, from which to continue: `train_pack(Pack((run,)), ...)`.
     """
-    params_K, (lines,) = train_pack(Pack((validate(run),)), corpus, None, progress, layout)
-    whole = replicated(params_K["embedding"].sharding.mesh)
+    params_K, (lines,) = train_pack(Pack((validate(run),)), corpus, None, progress, layout, task=task)
+    whole = replicated(jax.tree.leaves(params_K)[0].sharding.mesh)
     params = jax.jit(lambda tree: jax.tree.map(operator.itemgetter(0), tree), out_shardings=whole)(params_K)
     return jax.tree.map(lambda x: x.addressable_data(0), params), lines
 
 
 def train_pack(
     pack: Pack,
-    corpus: corpora.Corpus,
+    corpus: corpora.Corpus | None,
     out: epath.PathLike | None,
     progress: Progress = lambda step, losses: None,
     layout: Layout = Layout(),
     mesh: jax.sharding.Mesh | None = None,
     tensorboard: bool = False,
+    task: Task = LANGUAGE_MODEL,
 ) -> tuple[model.Params, list[list[dict[str, Any]]]] | None:
     """Trains every run of `pack` to its last step, from the newest checkpoint under `out` or from the start. When all
-    have diverged, it ends there.
+    have diverged, it ends there. `corpus` is None for a task that reads no text.
 
     Without `out` nothing is written, a signal is its caller's business, and it returns the parameters, stacked on a
     leading axis K, and the metrics of each run. Raises Preempted after SIGTERM and KeyboardInterrupt after Ctrl-C, with
@@ -77,7 +80,7 @@ def train_pack(
     # By the memory of one device, the same for all hosts.
     layout = Layout(**hosts.first(lambda layout=layout: dataclasses.asdict(pack_layout(pack, layout))))
     mesh = mesh or make_mesh(pack, layout)
-    program = Program.of(pack, layout.remat)
+    program = Program.of(pack, layout.remat, task)
     hyper = jax.tree.map(lambda x: put(np.asarray(x), per_run(mesh)), hypers(pack.runs))
     diverged, ended = hosts.first(lambda: _ends(pack, out))
     if all(diverged):
@@ -100,7 +103,7 @@ def train_pack(
             return None
         window = stack.enter_context(contextlib.closing(_Window(pack, out, start, mesh, stop, tensorboard)))
         batches = stack.enter_context(
-            contextlib.closing(_batches(pack, corpus, start + batch_offset(pack.runs[0]), per_run_and_row(mesh)))
+            contextlib.closing(_batches(pack, corpus, start + pack.runs[0].batch_offset, per_run_and_row(mesh)))
         )
         began = time.monotonic() - spent
         saves = set(pack.runs[0].checkpoint_steps) if store else set()
@@ -244,10 +247,14 @@ class _Window:
         return speed
 
 
-def _batches(pack: Pack, corpus: corpora.Corpus, start: int, sharding: NamedSharding) -> Iterator[jax.Array]:
+def _batches(pack: Pack, corpus: corpora.Corpus | None, start: int, sharding: NamedSharding) -> Iterator[jax.Array]:
     """Batches rows_KxBxT1 from step `start` on: every run in the order of its own seed, equal seeds read once. Of all
     this, what the devices of this host take."""
     K, B = len(pack.runs), pack.runs[0].train.batch_size
+    if corpus is None:
+        zeros_KxBx1 = put(np.zeros((K, B, 1), np.int32), sharding)
+        while True:
+            yield zeros_KxBx1
     shape = (K, B, corpus.train_RxT1.shape[1])
     mine: dict[int, tuple[int, int, int]] = {}  # run -> seed, first and last row
     for runs, rows, _ in sharding.addressable_devices_indices_map(shape).values():

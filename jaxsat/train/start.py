@@ -12,6 +12,7 @@ from jaxsat.config import InputError, Layout, Run
 from jaxsat.parallel import make_mesh, pack_layout, per_run, put, state_shardings
 from jaxsat.sweep import Pack
 from jaxsat.train.step import Hyper, Program, State, abstract_state, hypers, initializer
+from jaxsat.train.task import Task
 
 
 def first_state(
@@ -23,7 +24,9 @@ def first_state(
         return state
     if out is None:
         raise InputError(f"run {pack.runs[0].id} starts from run {start.run}: train it in the directory that holds it")
-    read = functools.cache(functools.partial(_read, out=out, layout=layout))  # several may have one parent
+    read = functools.cache(
+        functools.partial(_read, out=out, layout=layout, task=program.task)
+    )  # several may have one parent
     took = []
     for run in pack.runs:
         parent, theirs = find_run(out, run.start.run)
@@ -38,15 +41,11 @@ def first_state(
     return state | {"step": state["step"] + jnp.int32(pack.runs[0].first_step)}
 
 
-def batch_offset(run: Run) -> int:
-    """Its update from step s reads batch s + this."""
-    return (run.start.step if "data" in run.start.kept else 0) - run.first_step
-
-
-def _read(pack: Pack, step: int, optimizer: bool, out: epath.Path, layout: Layout) -> dict[str, Any]:
+def _read(pack: Pack, step: int, optimizer: bool, out: epath.Path, layout: Layout, task: Task) -> dict[str, Any]:
     """Parameters of every run of a pack, and the optimizer's state of each."""
     mesh = make_mesh(pack, pack_layout(pack, layout))
-    abstract = abstract_state(Program.of(pack), mesh, jax.tree.map(lambda x: put(x, per_run(mesh)), hypers(pack.runs)))
+    hyper = jax.tree.map(lambda x: put(x, per_run(mesh)), hypers(pack.runs))
+    abstract = abstract_state(Program.of(pack, task=task), mesh, hyper)
     with Store(out / "checkpoints" / pack.id, [run.id for run in pack.runs]) as store:
         if optimizer:
             state = store.state(step, abstract)

@@ -18,6 +18,7 @@ from jaxsat import model
 from jaxsat.config import ModelConfig, Run, TrainConfig
 from jaxsat.parallel import abstract_like, over_runs, state_shardings
 from jaxsat.sweep import Pack
+from jaxsat.train.task import LANGUAGE_MODEL, Task
 
 State = dict[str, Any]  # params, optimizer: leading axis K; keys_K; step: int32, the same for all
 
@@ -32,6 +33,8 @@ class Hyper(NamedTuple):
     steps: jax.Array
     init_scale: jax.Array
     rank: jax.Array
+    data_seed: jax.Array
+    batch_offset: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +44,12 @@ class Program:
     model: ModelConfig
     train: TrainConfig  # with the fields of Hyper at fixed values
     remat: str = "none"  # see model.hidden
+    task: Task = LANGUAGE_MODEL
 
     @staticmethod
-    def of(pack: Pack, remat: str = "none") -> "Program":
+    def of(pack: Pack, remat: str = "none", task: Task = LANGUAGE_MODEL) -> "Program":
         free = dict(learning_rate=0.0, weight_decay=0.0, init_scale=1.0, warmup_steps=0, steps=1, checkpoint_every=1)
-        return Program(pack.model, dataclasses.replace(pack.runs[0].train, **free), remat)
+        return Program(pack.model, dataclasses.replace(pack.runs[0].train, **free), remat, task)
 
 
 def hypers(runs: Sequence[Run]) -> Hyper:
@@ -59,6 +63,8 @@ def hypers(runs: Sequence[Run]) -> Hyper:
         steps=ints("steps"),
         init_scale=floats("init_scale"),
         rank=jnp.array([r.model.rank for r in runs], jnp.int32),
+        data_seed=jnp.array([r.order_seed for r in runs], jnp.uint32),
+        batch_offset=jnp.array([r.batch_offset for r in runs], jnp.int32),
     )
 
 
@@ -97,7 +103,7 @@ def initializer(program: Program, mesh: jax.sharding.Mesh) -> Callable[[Hyper], 
 
     def one(hyper: Hyper) -> tuple[jax.Array, model.Params, Any]:
         key = jax.random.key(hyper.seed)
-        drawn = model.init(program.model, jax.random.fold_in(key, 0), hyper.rank)
+        drawn = program.task.init(program.model, jax.random.fold_in(key, 0), hyper.rank)
         params = jax.tree.map(lambda w, matrix: w * hyper.init_scale if matrix else w, drawn, _matrices(drawn))
         return key, params, _optimizer(program.train, hyper.weight_decay, hyper.learning_rate).init(params)
 
@@ -125,10 +131,8 @@ def train_step(
     """One AdamW step of every run. Metrics are arrays of length K: loss (nats/token), grad_norm, learning_rate."""
 
     def one(params, optimizer, hyper, rows_BxT1, step):
-        def loss_of(params):
-            h_BxTxD, _ = model.hidden(program.model, params, rows_BxT1[:, :-1], program.remat)
-            return model.cross_entropy(*model.head(program.model, params, h_BxTxD), rows_BxT1[:, 1:])
-
+        key = jax.random.fold_in(jax.random.key(hyper.data_seed), step + hyper.batch_offset)
+        loss_of = lambda params: program.task.loss(program.model, params, rows_BxT1, key, program.remat)
         loss, gradient = jax.value_and_grad(loss_of)(params)
         rate = learning_rate(program.train, hyper, step)
         with jax.numpy_dtype_promotion("standard"):  # optax raises a Python float to the power of an int32

@@ -21,7 +21,7 @@ from tensorboardX.proto.event_pb2 import Event
 from jaxsat.checkpoints import Store, load_run
 from jaxsat.config import InputError, Layout, checkpoint_steps, dumps, override
 from jaxsat.sweep import Pack
-from jaxsat.train import Preempted, initializer, loop, read_metrics, train_pack, train_run, write_atomically
+from jaxsat.train import Preempted, initializer, loop, read_metrics, start, train_pack, train_run, write_atomically
 
 
 def metrics(out, run):
@@ -158,7 +158,7 @@ def test_a_norm_that_overflows_is_no_divergence(tiny_pack, tiny_corpus, monkeypa
 
         return init
 
-    monkeypatch.setattr(loop, "initializer", drawn)
+    monkeypatch.setattr(start, "initializer", drawn)
     params, lines = train_run(run, tiny_corpus)
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3] and not any("diverged" in line for line in lines)
