@@ -175,11 +175,17 @@ class Store:
         """
         self._complete(step)
         if abstract is None:
-            abstract = abstract_like(
-                self._stored(step).get("params"), jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            )
+            abstract = abstract_like(self.shapes(step), jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
         with self._damage_named(step):
             return self._read(step, {"params": abstract})["params"]
+
+    def shapes(self, step: int) -> Any:
+        """Of the parameters of every run at `step`, as ShapeDtypeStructs. Raises InputError as `params` does."""
+        self._complete(step)
+        with self._damage_named(step):
+            if (stored := self._stored(step).get("params")) is None:
+                raise KeyError("params: no readable metadata")
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)
 
     def state(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         """All that training needs to go on from `step`, as `abstract` says. Raises InputError as `params` does."""
@@ -208,10 +214,7 @@ class Store:
             )
 
         with self._damage_named(step):
-            stored = self._stored(step).get("params")
-            if stored is None:
-                raise KeyError("params: no readable metadata")
-            arrays = jax.tree.map_with_path(lambda keys, _: opened(keys), stored)
+            arrays = jax.tree.map_with_path(lambda keys, _: opened(keys), self.shapes(step))
             reads = jax.tree.map(lambda array: array.result()[k].read(), arrays)
             return jax.tree.map(lambda read: jax.device_put(read.result(), device), reads)
 

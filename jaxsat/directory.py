@@ -244,12 +244,10 @@ def runs_table(
     states, rows = directory.states(ids) if states is None else states, {}
     for id in ids:
         run = directory.runs[id]
-        counts = count_parameters(run.model)
+        counts = {} if run.task else dataclasses.asdict(count_parameters(run.model))
         tokens, text = run.last_step * run.tokens_per_step, directory.texts.get(text_key(run))
         rows[id] = flatten(run) | {
-            "params.total": counts.total,
-            "params.nonembedding": counts.nonembedding,
-            "params.head": counts.head,
+            **{f"params.{kind}": counts.get(kind, float("nan")) for kind in ("total", "nonembedding", "head")},
             "train.steps": run.last_step,
             "tokens": tokens,
             "epochs": tokens / text["train_tokens"] if text else float("nan"),

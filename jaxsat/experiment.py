@@ -3,6 +3,7 @@
     def sweeps(scale) -> list[Sweep]         what is trained; the name of a sweep is the runs' part
     def measures(scale) -> list[Measure]     of every checkpoint; `measure.standard()` where it is missing
     def computed(scale) -> list[Computed]    rows of no trained model
+    TASKS: dict[str, Task]                   what is no language model, by the `task` of its runs
     LAWS: dict[str, Law]; SECTIONS: list[Section]; CLAIMS: list[Claim]
 
 Only `sweeps` or `computed` is needed.
@@ -35,6 +36,7 @@ from jaxsat.measure import Computed, Measure
 from jaxsat.report import Section, check_names
 from jaxsat.results import NotMeasured, Results
 from jaxsat.sweep import Sweep
+from jaxsat.train import Task
 
 SCALES = ("laptop", "workstation", "pod")
 
@@ -50,6 +52,7 @@ class Experiment:
     sweeps: Sequence[Sweep]
     measures: Sequence[Measure]
     computed: Sequence[Computed]
+    tasks: Mapping[str, Task]
     laws: Mapping[str, Law]
     sections: Sequence[Section]
     claims: Sequence[Claim]
@@ -120,7 +123,12 @@ def load(name: str, scale: str) -> Experiment:
         raise InputError(f"{name}: {' and '.join(f'{f}({scale!r})' for f in has)} returned nothing to do")
     declared = {
         key: _declared(module, name, key, kind, empty)
-        for key, kind, empty in (("LAWS", Law, {}), ("SECTIONS", Section, []), ("CLAIMS", Claim, []))
+        for key, kind, empty in (
+            ("TASKS", Task, {}),
+            ("LAWS", Law, {}),
+            ("SECTIONS", Section, []),
+            ("CLAIMS", Claim, []),
+        )
     }
     for what, items in (("measure", [*asked["measures"], *asked["computed"]]), ("part", asked["sweeps"])):
         if repeated := _repeated([item.name for item in items]):
@@ -138,6 +146,9 @@ def load(name: str, scale: str) -> Experiment:
     experiment = Experiment(file.stem, scale, file, title, *asked.values(), *declared.values())
     try:
         runs = experiment.runs.values()  # validated here, before anything is asked of them
+        for run in runs:
+            if run.task and run.task not in experiment.tasks:
+                raise unknown("task", run.task, experiment.tasks)
     except InputError as e:
         raise InputError(f"{name}: {e}") from None
     for m in asked["measures"]:

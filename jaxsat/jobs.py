@@ -22,7 +22,7 @@ from jaxsat.measure.measure import values
 from jaxsat.measure.packs import Todo
 from jaxsat.stop import Stop
 from jaxsat.sweep import Pack, describe_packs, parents_first
-from jaxsat.train import train_pack
+from jaxsat.train import LANGUAGE_MODEL, Task, train_pack
 
 Progress = Callable[[str, float, str], None]  # (stage, fraction done of it, what)
 Done = set[tuple[str, int, str, int]]  # series, step, measure, version
@@ -40,6 +40,7 @@ class Jobs:
     writer: str  # the name of its file of measurements
     command: str  # that does all of it
     layout: Layout = Layout()
+    tasks: Mapping[str, Task] = dataclasses.field(default_factory=dict)
     texts: dict[str, corpora.Corpus] = dataclasses.field(default_factory=dict)
 
     # What is pending, told by what is on disk.
@@ -152,7 +153,8 @@ class Jobs:
             corpus = self.text(
                 run, lambda done, total, what, i=i: progress("corpus", i / len(packs), f"{what} {done:,}")
             )
-            corpora.batch_at(corpus, run.order_seed, 0, run.train.batch_size)
+            if corpus:
+                corpora.batch_at(corpus, run.order_seed, 0, run.train.batch_size)
         hosts.first(self.directory.save)
         if not all(hosts.together(lambda: self.directory.exists)):
             raise InputError(
@@ -170,9 +172,8 @@ class Jobs:
                     "train", (costs[i] + (costs[i + 1] - costs[i]) * (step - first) / (n - first)) / costs[-1], what
                 )
 
-            train_pack(
-                pack, self.text(pack.runs[0]), self.directory.path, step_done, self.layout, tensorboard=tensorboard
-            )
+            text, task = self.text(pack.runs[0]), self._task(pack.runs[0])
+            train_pack(pack, text, self.directory.path, step_done, self.layout, tensorboard=tensorboard, task=task)
 
     def measure(self, progress: Progress) -> None:
         self.check_texts()
@@ -229,9 +230,14 @@ class Jobs:
                     writer.add(rows)
                 stop.check()
 
-    def text(self, run: Run, progress: corpora.Progress = lambda done, total, what: None) -> corpora.Corpus:
-        """The corpus of a run, on every host, that the directory knows or gets to know. Raises InputError for
-        another."""
+    def _task(self, run: Run) -> Task:
+        return self.tasks[run.task] if run.task else LANGUAGE_MODEL
+
+    def text(self, run: Run, progress: corpora.Progress = lambda done, total, what: None) -> corpora.Corpus | None:
+        """The corpus of a run, on every host, that the directory knows or gets to know; None where its task reads none.
+        Raises InputError for another."""
+        if not self._task(run).reads:
+            return None
         if (key := f"{text_key(run)} {run.model.context}") not in self.texts:
 
             def prepare() -> None:

@@ -54,7 +54,7 @@ class Study:
         computed = self.experiment.computed[i - 1 :: n]
         writer = f"{self.name}-{i}-of-{n}"
         self.jobs = Jobs(self.directory, self.packs[i - 1 :: n], frozenset(asked), self.experiment.measures, computed,
-                         writer, self.command + self._out, layout)  # fmt: skip
+                         writer, self.command + self._out, layout, self.experiment.tasks)  # fmt: skip
 
     def _open(self, name: str, scale: str, out: epath.PathLike | None) -> None:
         self.experiment = experiments.load(name, scale)
@@ -69,7 +69,8 @@ class Study:
     # The stages.
 
     def train(self, progress: Progress, tensorboard: bool = False) -> None:
-        self.jobs.train(progress, tensorboard)
+        with user_code(self.experiment.file):
+            self.jobs.train(progress, tensorboard)
 
     def measure(self, progress: Progress) -> None:
         with user_code(self.experiment.file):

@@ -9,7 +9,8 @@ that is added to a finished study, or whose version rises, is made for all its c
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -25,6 +26,7 @@ Rows = Mapping[str, ArrayLike] | pd.DataFrame
 MAX_UNITS = 128  # of the held-out slice, for paired tests: rows of the table grow with them
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["tokens_NxBxT1", "unit_NxBxT"], meta_fields=["n_units"])
 @dataclass(frozen=True, eq=False)
 class Heldout:
     """The fixed slice of held-out text, in N blocks of B rows for one forward pass each; -1 where a block is not
@@ -33,6 +35,22 @@ class Heldout:
     tokens_NxBxT1: jax.Array
     unit_NxBxT: jax.Array  # of each target, rows[:, 1:]: which of the n_units it is of
     n_units: int  # the slice's documents, neighbours joined where they are more than MAX_UNITS
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=[])
+@dataclass(frozen=True)
+class NoText:
+    """The held-out text of a model that has none: an imported one, or one that is no language model."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise InputError(
+            "a measure asks for held-out text, and this model has none: leave it out, or give the import a corpus"
+        )
+
+
+NO_TEXT = NoText()
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +65,7 @@ class Checkpoint:
     config: ModelConfig
     params: model.Params
     rank: int | jax.Array
-    heldout: Heldout
+    heldout: Heldout | NoText
     run: Run | None = None
     step: int | None = None
     tokens: int | None = None  # seen in training

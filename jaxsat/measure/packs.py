@@ -17,7 +17,7 @@ from jaxsat.config import Layout, ModelConfig, Run
 from jaxsat.corpus import Corpus
 from jaxsat.evaluate import exact
 from jaxsat.measure import table
-from jaxsat.measure.measure import Checkpoint, Heldout, Measure, heldout, values
+from jaxsat.measure.measure import NO_TEXT, Checkpoint, Heldout, Measure, NoText, heldout, values
 from jaxsat.parallel import abstract_like, make_mesh, over_runs, pack_layout, per_run, put, state_shardings
 from jaxsat.sweep import Pack
 
@@ -25,9 +25,10 @@ Todo = Mapping[int, Sequence[tuple[Measure, Sequence[Run]]]]  # step -> what is 
 
 
 def measured(
-    pack: Pack, store: Store, corpus: Corpus, todo: Todo, layout: Layout = Layout()
+    pack: Pack, store: Store, corpus: Corpus | None, todo: Todo, layout: Layout = Layout()
 ) -> Iterator[tuple[int, pd.DataFrame]]:
-    """(step, rows of the table that this host is to write) for each step of `todo`, ascending.
+    """(step, rows of the table that this host is to write) for each step of `todo`, ascending. Without a corpus, only
+    what needs no text can be measured.
 
     Parameters lie over the devices as in training, and the held-out rows over axis `data`. Products are taken in full
     float32, whatever training did (C8: TF32 and bf16 passes move a loss in its fourth digit).
@@ -36,17 +37,19 @@ def measured(
     mesh = make_mesh(pack, chosen)
     rank_K = put(np.array([run.model.rank for run in pack.runs], np.int32), per_run(mesh))
     over_data = partial(put, sharding=NamedSharding(mesh, PartitionSpec(None, "data")))
-    text = heldout(corpus, over_data, mesh.shape["data"])
-    abstract = abstract_params(pack, mesh)
+    text = heldout(corpus, over_data, mesh.shape["data"]) if corpus else NO_TEXT
     finish: Callable[[], pd.DataFrame] | None = None
     before = -1
     for step in sorted(todo):
-        params_K = store.params(step, abstract)  # read while the devices still measure the one before
+        shapes = store.shapes(step)
+        params_K = store.params(
+            step, abstract_like(shapes, state_shardings(mesh, shapes))
+        )  # read while the devices still measure the one before
         if finish:
             yield before, finish()
         traced = {m: runs for m, runs in todo[step] if m.traced}
         with exact():
-            args = (pack.model, text.n_units, mesh, params_K, rank_K, text.tokens_NxBxT1, text.unit_NxBxT)
+            args = (pack.model, mesh, params_K, rank_K, text)
             found = {m: _traced(m.of, *args) for m in traced}
         if jax.process_count() > 1:  # reading asks the other processes: never two programs of several at once
             jax.block_until_ready(list(found.values()))
@@ -57,27 +60,16 @@ def measured(
         yield before, finish()
 
 
-def abstract_params(pack: Pack, mesh: jax.sharding.Mesh):
-    """Shapes and shardings of the stacked parameters of a pack's runs, for restoring them."""
-    keys_K = jax.random.split(jax.random.key(0), len(pack.runs))
-    shapes = jax.eval_shape(jax.vmap(lambda key: model.init(pack.model, key)), keys_K)
-    return abstract_like(shapes, state_shardings(mesh, shapes))
-
-
 def own(pack: Pack, params_K: Any, run: Run) -> model.Params:
     """The parameters of one run of a pack, a factored head cut to its own rank, on one device of this host."""
     k, device = pack.runs.index(run), jax.local_devices()[0]
     return cut_head(run.model, jax.device_put(jax.tree.map(lambda x: x[k], params_K), device))
 
 
-@partial(jax.jit, static_argnames=("of", "config", "n_units", "mesh"))
-def _traced(
-    of, config: ModelConfig, n_units: int, mesh, params_K, rank_K, tokens_NxBxT1, unit_NxBxT
-) -> dict[str, jax.Array]:
-    def one(params, rank, tokens_NxBxT1, unit_NxBxT):
-        return dict(of(Checkpoint(config, params, rank, Heldout(tokens_NxBxT1, unit_NxBxT, n_units))))
-
-    return over_runs(mesh, one, shared=2)(params_K, rank_K, tokens_NxBxT1, unit_NxBxT)
+@partial(jax.jit, static_argnames=("of", "config", "mesh"))
+def _traced(of, config: ModelConfig, mesh, params_K, rank_K, text: Heldout | NoText) -> dict[str, jax.Array]:
+    one = lambda params, rank, text: dict(of(Checkpoint(config, params, rank, text)))
+    return over_runs(mesh, one, shared=1)(params_K, rank_K, text)
 
 
 def _finish(pack, store, corpus, step, params_K, traced, found, plain) -> pd.DataFrame:
@@ -96,7 +88,7 @@ def _finish(pack, store, corpus, step, params_K, traced, found, plain) -> pd.Dat
         if mine and jax.process_count() > 1:  # each host reads alone what it measures alone
             with Store(store.directory, store.run_ids, alone=True) as alone:
                 alone_K = alone.params(step)
-        text = heldout(corpus) if mine else None  # on one device, as the parameters are
+        text = heldout(corpus) if mine and corpus else NO_TEXT  # on one device, as the parameters are
         for measure, run in mine:
             params = own(pack, alone_K, run)
             c = Checkpoint(run.model, params, run.model.rank, text, run, step, step * run.tokens_per_step, corpus)
