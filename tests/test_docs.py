@@ -1,4 +1,4 @@
-"""docs/experiments.md, run as it stands: a measure of one's own, and an experiment without training."""
+"""docs/experiments.md, run as it stands."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ from jaxsat.cli import main
 from jaxsat.study import Study
 
 DOCS = Path(__file__).parents[1] / "docs" / "experiments.md"
-DEPTH, SKILLS = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+DEPTH, BUDGETS, LENGTH, SKILLS = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
 
 
 @pytest.fixture
@@ -48,6 +48,24 @@ def test_a_measure_of_ones_own(home):
     for row in rows.to_dict("records"):
         _, params = load_run("runs/depth", row["series"], 100)
         assert row["value"] == pytest.approx(np.linalg.norm(params["embedding"], axis=1).mean(), rel=1e-6)
+
+
+def test_cooldowns_of_one_trunk(home):
+    (home / "budgets.py").write_text(BUDGETS)
+    said("reproduce", "budgets.py")
+    results = Study("budgets.py", "laptop").results()
+    last = results.last("heldout_loss", part="budgets").set_index("step")["value"].sort_index()
+    trunk = results.rows("heldout_loss", part="trunk").set_index("step")["value"]
+    assert last.index.tolist() == [30, 50, 90] and trunk[80] < trunk[40] and last[90] < last[30]
+
+
+def test_what_is_no_language_model(home):
+    (home / "length.py").write_text(LENGTH)
+    said("reproduce", "length.py")
+    results = Study("length.py", "laptop").results()
+    error = results.rows("error").groupby(["model.width", "step"])["value"].mean()
+    assert error[16, 200] < 0.1 * error[16, 0] and error[4, 200] < error[4, 0]
+    assert results.runs["params.total"].isna().all() and "nothing" not in said("show", "runs/length")
 
 
 def test_an_experiment_without_training(home):
