@@ -108,3 +108,61 @@ def test_losses_of_single_tokens_are_those_whose_mean_is_the_loss():
         one = np.where((np.arange(3)[:, None] == b) & (np.arange(101) == t), np.abs(targets), -1)
         assert jax.jit(token_losses)(z, w, np.abs(targets))[b, t] == pytest.approx(oracle(z, w, one)[0], rel=2e-6)
     assert float(nats.sum()) / int((targets >= 0).sum()) == pytest.approx(oracle(z, w, targets)[0], rel=2e-6)
+
+
+def mixture(n_rows, n_positions, n_softmaxes, rank, vocab_size):
+    """(z_BxNxR, w_RxV, targets_BxT, log_prior_BxTxK), the last no distribution: its gradient is then any."""
+    z_BxTxR, w_RxV, targets_BxT = example(n_rows, n_positions, rank, vocab_size)
+    rng = np.random.default_rng(1)
+    z_BxNxR = rng.normal(size=(n_rows, n_positions * n_softmaxes, rank)).astype(np.float32)
+    log_prior_BxTxK = rng.normal(scale=2, size=(n_rows, n_positions, n_softmaxes)).astype(np.float32)
+    return z_BxNxR, w_RxV, targets_BxT, log_prior_BxTxK
+
+
+def mixture_oracle(z_BxNxR, w_RxV, targets_BxT, log_prior_BxTxK):
+    """(nats_BxT, [dz, dw, dlog_prior]) in float64, from the definition and the autodiff of it."""
+
+    def nats(z_BxNxR, w_RxV, log_prior_BxTxK):
+        logits_BxTxKxV = (z_BxNxR @ w_RxV).reshape(*log_prior_BxTxK.shape, -1)
+        log_p_BxTxKxV = jax.nn.log_softmax(logits_BxTxKxV) + log_prior_BxTxK[..., None]
+        log_p_BxTxV = jax.nn.logsumexp(log_p_BxTxKxV, axis=2)
+        return -jnp.take_along_axis(log_p_BxTxV, jnp.maximum(targets_BxT, 0)[..., None], axis=-1)[..., 0] * kept_BxT
+
+    with jax.enable_x64(True):
+        kept_BxT = jnp.float64(targets_BxT >= 0)
+        args = [jnp.float64(x) for x in (z_BxNxR, w_RxV, log_prior_BxTxK)]
+        mean = lambda *args: nats(*args).sum() / kept_BxT.sum()
+        return np.asarray(nats(*args)), [np.asarray(g) for g in jax.grad(mean, argnums=(0, 1, 2))(*args)]
+
+
+# Chunks of 28, 1, and all 3 positions of 3 softmaxes.
+@pytest.mark.parametrize(
+    "n_rows, n_positions, n_softmaxes, rank, vocab_size",
+    [(3, 101, 3, 12, 1000), (100, 5, 4, 2, 50), (2, 3, 3, 8, 50304)],
+)
+def test_a_mixture_against_float64(n_rows, n_positions, n_softmaxes, rank, vocab_size):
+    z, w, targets, log_prior = mixture(n_rows, n_positions, n_softmaxes, rank, vocab_size)
+    nats, gradients = mixture_oracle(z, w, targets, log_prior)
+    got = jax.jit(token_losses)(z, w, targets, log_prior)
+    np.testing.assert_allclose(got, nats, rtol=1e-5, atol=1e-6)
+    assert (np.asarray(got)[targets < 0] == 0).all()
+    loss, found = jax.jit(jax.value_and_grad(cross_entropy, argnums=(0, 1, 3)))(z, w, targets, log_prior)
+    assert loss == pytest.approx(nats.sum() / (targets >= 0).sum(), rel=2e-6)
+    assert loss == pytest.approx(float(cross_entropy(*map(jnp.asarray, (z, w, targets, log_prior)))), rel=1e-6)
+    for ours, theirs in zip(found, gradients):
+        assert relative_error(ours, theirs) < 5e-6
+
+
+def test_a_mixture_of_one_softmax_is_it():
+    z, w, targets = example(3, 101, 12, 1000)
+    loss, (dz, dw) = value_and_grads(z, w, targets)
+    one, ours = jax.jit(jax.value_and_grad(cross_entropy, argnums=(0, 1)))(z, w, targets, np.zeros((3, 101, 1), "f4"))
+    assert one == pytest.approx(float(loss), rel=1e-6)
+    assert relative_error(ours[0], dz) < 1e-6 and relative_error(ours[1], dw) < 1e-6
+
+
+def test_a_mixture_stays_finite_where_one_softmax_has_all():
+    z, w, targets = example(2, 9, 3, 50, scale=3e4)
+    prior = np.full((2, 3, 3), [0, -200, -1e4], np.float32)
+    loss, found = jax.value_and_grad(cross_entropy, argnums=(0, 1, 3))(*map(jnp.asarray, (z, w, targets[:, :3], prior)))
+    assert np.isfinite(loss) and all(np.isfinite(g).all() for g in found)
