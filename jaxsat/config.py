@@ -61,6 +61,8 @@ class ModelConfig:
     vocab_size: int = 1024  # V: rows of the embedding, columns of the head
     head_rank: int | None = None  # r: logits = (x A) B with A: d x r, B: r x V; None: one full matrix
     tied_head: bool = False  # the head is the embedding's transpose
+    head: Literal["linear", "mixture", "nonlinear"] = "linear"  # mixture of softmaxes; gelu(x A) B; see `model.heads`
+    head_softmaxes: int = 4  # of a mixture
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-5
     activation: Literal["swiglu", "gelu", "gelu_tanh", "relu"] = "gelu"  # gelu: the exact erf form
@@ -78,7 +80,9 @@ class ModelConfig:
 
     @property
     def rank(self) -> int:
-        """The largest rank that the head's d x V matrix can have."""
+        """The largest rank that the head's d x V matrix can have; of a nonlinear head the width of its bottleneck."""
+        if self.head == "nonlinear" and self.head_rank:
+            return self.head_rank
         return min(self.head_rank or self.width, self.width, self.vocab_size)
 
 
@@ -261,7 +265,16 @@ def validate(run: Run) -> Run:
         )
     if m.kv_heads and m.heads % m.kv_heads:
         raise InputError(f"model.heads = {m.heads} is not divisible by model.kv_heads = {m.kv_heads}")
-    if m.head_rank and m.head_rank > m.width:
+    if m.head == "nonlinear" and (m.head_rank is None or m.tied_head):
+        raise InputError(
+            f"model.head = 'nonlinear' with model.head_rank = {m.head_rank}, model.tied_head = {m.tied_head}: it needs "
+            "a head_rank, the width of its bottleneck, and matrices of its own"
+        )
+    if m.head != "mixture" and m.head_softmaxes != ModelConfig().head_softmaxes:
+        raise InputError(
+            f"model.head_softmaxes = {m.head_softmaxes} with model.head = {m.head!r}: only a 'mixture' has several"
+        )
+    if m.head_rank and m.head_rank > m.width and m.head != "nonlinear":
         raise InputError(
             f"model.head_rank = {m.head_rank} is above model.width = {m.width}: a head of width d has rank d at most"
         )

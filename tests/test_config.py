@@ -69,6 +69,8 @@ DEFAULTS = {
     "model.vocab_size": 1024,
     "model.head_rank": None,
     "model.tied_head": False,
+    "model.head": "linear",
+    "model.head_softmaxes": 4,
     "model.norm": "rms",
     "model.norm_eps": 1e-05,
     "model.activation": "gelu",
@@ -231,6 +233,25 @@ def test_lossless_conversions():
             {"model.head_rank": 4, "model.tied_head": True},
             "model.head_rank = 4 with model.tied_head: a tied head is the embedding and cannot be factored",
         ),
+        (
+            {"model.head": "nonlinear"},
+            "model.head = 'nonlinear' with model.head_rank = None, model.tied_head = False: it needs a head_rank, the "
+            "width of its bottleneck, and matrices of its own",
+        ),
+        (
+            {"model.head": "nonlinear", "model.head_rank": 4, "model.tied_head": True},
+            "model.head = 'nonlinear' with model.head_rank = 4, model.tied_head = True: it needs a head_rank, the "
+            "width of its bottleneck, and matrices of its own",
+        ),
+        (
+            {"model.head": "mixture", "model.head_rank": 65},
+            "model.head_rank = 65 is above model.width = 64: a head of width d has rank d at most",
+        ),
+        (
+            {"model.head_softmaxes": 2},
+            "model.head_softmaxes = 2 with model.head = 'linear': only a 'mixture' has several",
+        ),
+        ({"model.head_softmaxes": 0}, "model.head_softmaxes = 0: must be at least 1"),
         ({"model.rotary_fraction": 1.5}, "model.rotary_fraction = 1.5 of 16 dimensions a head: needs at least 2"),
         ({"model.rotary_fraction": 0.1}, "model.rotary_fraction = 0.1 of 16 dimensions a head: needs at least 2"),
         ({"data.heldout_fraction": 1.0}, "data.heldout_fraction = 1.0: must lie between 0 and 1"),
@@ -251,6 +272,8 @@ def test_validate_returns_a_good_run():
         Run(),
         override(Run(), {"model.positions": "learned", "model.heads": 64}),
         override(Run(), {"model.head_rank": 64, "train.warmup_steps": 0, "train.decay_fraction": 0.0}),
+        override(Run(), {"model.head": "nonlinear", "model.head_rank": 2000}),
+        override(Run(), {"model.head": "mixture", "model.tied_head": True, "model.head_softmaxes": 1}),
     ):
         assert validate(run) is run
 
@@ -259,6 +282,8 @@ def test_rank_is_at_most_width_and_vocabulary():
     assert ModelConfig(width=64).rank == 64
     assert ModelConfig(width=64, head_rank=8).rank == 8
     assert ModelConfig(width=64, vocab_size=10).rank == 10
+    assert ModelConfig(width=64, head_rank=8, head="mixture").rank == 8
+    assert ModelConfig(width=64, head_rank=100, vocab_size=90, head="nonlinear").rank == 100
 
 
 def test_tokens_per_step():
