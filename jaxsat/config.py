@@ -28,6 +28,7 @@ class Preempted(Exception):
 # What other libraries call our keys.
 SYNONYMS = {"layers": "depth", "n_layers": "depth", "num_layers": "depth", "n_layer": "depth", "d_model": "width",
             "hidden_size": "width", "n_embd": "width", "n_heads": "heads", "num_heads": "heads", "d_ff": "ffn_width",
+            "head_dim": "head_width",
             "context_length": "context", "seq_len": "context", "vocab": "vocab_size", "rank": "head_rank",
             "warmup": "warmup_steps", "max_lr": "learning_rate", "dataset": "corpus"}  # fmt: skip
 
@@ -56,6 +57,7 @@ class ModelConfig:
     width: int = 64  # d: the residual stream
     heads: int = 4
     kv_heads: int | None = None  # grouped-query attention; None: as many as heads
+    head_width: int | None = None  # dimensions of an attention head; None: width / heads
     ffn_width: int | None = None  # None: 4 x width
     context: int = 64  # tokens a row
     vocab_size: int = 1024  # V: rows of the embedding, columns of the head
@@ -63,12 +65,14 @@ class ModelConfig:
     tied_head: bool = False  # the head is the embedding's transpose
     head: Literal["linear", "mixture", "nonlinear"] = "linear"  # mixture of softmaxes; gelu(x A) B; see `model.heads`
     head_softmaxes: int = 4  # of a mixture
-    norm: Literal["rms", "layer"] = "rms"
+    norm: Literal["rms", "layer", "rms_unit_offset"] = "rms"  # the last with a gain of 1 + its parameter, as in Gemma
     norm_eps: float = 1e-5
-    activation: Literal["swiglu", "gelu", "gelu_tanh", "relu"] = "gelu"  # gelu: the exact erf form
+    # gelu: the exact erf form; geglu: gelu_tanh of the gate
+    activation: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu"] = "gelu"
     positions: Literal["rotary", "learned"] = "rotary"
     rotary_fraction: float = 1.0  # part of each attention head's dimensions that is rotated
     rotary_base: float = 10_000.0
+    scaled_embedding: bool = False  # times sqrt(width), as in Gemma
     parallel_residual: bool = False  # x + attention(norm1 x) + ffn(norm2 x), as in GPT-NeoX
     bias: bool = False  # biases in every linear layer but the head
     scan_layers: bool = False  # True: one compiled layer for any depth; False: unrolled, ~20 % faster on CPU at L=2
@@ -76,7 +80,11 @@ class ModelConfig:
 
     @property
     def head_dim(self) -> int:
-        return self.width // self.heads
+        return self.head_width or self.width // self.heads
+
+    @property
+    def gated(self) -> bool:
+        return self.activation in ("swiglu", "geglu")
 
     @property
     def rank(self) -> int:
@@ -258,10 +266,10 @@ def validate(run: Run) -> Run:
     for key, seed in {"seed": run.seed, "data_seed": run.order_seed}.items():
         if seed >= 2**32:
             raise InputError(f"{key} = {seed}: must be below 2^32")
-    if m.width % m.heads:
+    if m.width % m.heads and not m.head_width:
         fewer = next(h for h in range(m.heads, 0, -1) if m.width % h == 0)
         raise InputError(
-            f"model.width = {m.width} is not divisible by model.heads = {m.heads}: try model.heads = {fewer}"
+            f"model.width = {m.width} is not divisible by model.heads = {m.heads}: try model.heads = {fewer}, or give model.head_width"
         )
     if m.kv_heads and m.heads % m.kv_heads:
         raise InputError(f"model.heads = {m.heads} is not divisible by model.kv_heads = {m.kv_heads}")

@@ -17,9 +17,10 @@ class ParameterCounts:
 def count_parameters(config: ModelConfig) -> ParameterCounts:
     """Exact counts; `tests/model/test_counts.py` holds them against the arrays and the published Pythia totals."""
     c, d, v = config, config.width, config.vocab_size
-    f, kv, b = c.ffn_width or 4 * d, (c.kv_heads or c.heads) * c.head_dim, int(c.bias)
-    attention = 2 * d * d + 2 * d * kv + b * (2 * d + 2 * kv)
-    n_up = 2 if c.activation == "swiglu" else 1
+    f, b = c.ffn_width or 4 * d, int(c.bias)
+    he, kv = c.heads * c.head_dim, (c.kv_heads or c.heads) * c.head_dim
+    attention = 2 * d * (he + kv) + b * (d + he + 2 * kv)
+    n_up = 2 if c.gated else 1
     feed_forward = (n_up + 1) * d * f + b * (n_up * f + d)
     norm = d * (2 if c.norm == "layer" and c.bias else 1)
     blocks = c.depth * (attention + feed_forward + 2 * norm) + norm
@@ -36,7 +37,7 @@ def flops_per_token(config: ModelConfig) -> int:
     """
     counts = count_parameters(config)
     head = config.vocab_size * config.width if config.tied_head else counts.head
-    return 6 * (counts.nonembedding + head) + 12 * config.depth * config.width * config.context
+    return 6 * (counts.nonembedding + head) + 12 * config.depth * config.heads * config.head_dim * config.context
 
 
 def step_bytes(config: ModelConfig, rows: int, layout: Layout, platform: str) -> int:
@@ -47,12 +48,13 @@ def step_bytes(config: ModelConfig, rows: int, layout: Layout, platform: str) ->
     """
     c, d, v = config, config.width, config.vocab_size
     size = 2 if c.compute_dtype == "bfloat16" else 4
-    f, kv, n_up = c.ffn_width or 4 * d, (c.kv_heads or c.heads) * c.head_dim, 2 if c.activation == "swiglu" else 1
+    he, kv = c.heads * c.head_dim, (c.kv_heads or c.heads) * c.head_dim
+    f, n_up = c.ffn_width or 4 * d, 2 if c.gated else 1
     tokens, model = rows * c.context, layout.model
     scores = 0 if platform == "tpu" else c.heads * c.context * (4 + size) // model  # splash attention keeps none
     norms = 2 * (2 * 4 + size) * d  # in float32: centred and scaled
-    every = norms + size * (4 * d + (2 * d + 2 * kv + (2 + 2 * n_up) * f) // model)
-    dots = size * (2 * d + (d + 2 * kv + n_up * f) // model)
+    every = norms + size * (4 * d + (2 * he + 2 * kv + (2 + 2 * n_up) * f) // model)
+    dots = size * (2 * d + (he + 2 * kv + n_up * f) // model)
     remat = layout.remat or "none"
     kept = c.depth * {"none": every + scores, "dots": dots, "full": size * d}[remat]
     layer = 0 if remat == "none" else every + scores

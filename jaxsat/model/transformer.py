@@ -1,4 +1,5 @@
-"""One decoder-only transformer, in `flax.nnx`; the switches of `ModelConfig` make it GPT-NeoX, Llama, GPT-2 or OPT.
+"""One decoder-only transformer, in `flax.nnx`; the switches of `ModelConfig` make it GPT-NeoX, Llama, GPT-2,
+OPT or Gemma.
 
 Training and measuring use it as pure functions of `params`, a plain dict of float32 arrays: `init` draws them,
 `hidden` runs the layers, `head` gives the output matrix. Layers are stacked on a leading axis L in `params`, and
@@ -51,7 +52,21 @@ def _linear(config: ModelConfig, n_in: int, n_out: int, std: float, rngs: nnx.Rn
     )
 
 
-def _norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.RMSNorm | nnx.LayerNorm:
+class UnitOffsetRMSNorm(nnx.Module):
+    """RMSNorm whose gain is 1 + w, so that weights pass between us and Gemma's files bit by bit."""
+
+    def __init__(self, config: ModelConfig):
+        self.eps = config.norm_eps
+        self.scale = nnx.Param(jnp.zeros(config.width))
+
+    def __call__(self, x_NxD: jax.Array) -> jax.Array:
+        rms_Nx1 = jnp.sqrt((x_NxD**2).mean(-1, keepdims=True) + self.eps)
+        return x_NxD / rms_Nx1 * (1 + self.scale[None])
+
+
+def _norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
+    if config.norm == "rms_unit_offset":
+        return UnitOffsetRMSNorm(config)
     if config.norm == "rms":
         return nnx.RMSNorm(config.width, epsilon=config.norm_eps, rngs=rngs)
     return nnx.LayerNorm(config.width, epsilon=config.norm_eps, use_bias=config.bias, rngs=rngs)
@@ -78,12 +93,12 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
         d, e = config.width, config.head_dim
-        kv = (config.kv_heads or config.heads) * e
+        he, kv = config.heads * e, (config.kv_heads or config.heads) * e
         std = _small(d)
-        self.query = _linear(config, d, d, std, rngs)
+        self.query = _linear(config, d, he, std, rngs)
         self.key = _linear(config, d, kv, std, rngs)
         self.value = _linear(config, d, kv, std, rngs)
-        self.out = _linear(config, d, d, std / math.sqrt(2 * config.depth), rngs)
+        self.out = _linear(config, he, d, std / math.sqrt(2 * config.depth), rngs)
 
     def __call__(self, x_NxD: jax.Array, n_rows: int) -> jax.Array:
         c = self.config
@@ -91,7 +106,7 @@ class Attention(nnx.Module):
         q, k, v = (constrain(split(f(x_NxD)), "data", None, "model") for f in (self.query, self.key, self.value))
         if c.positions == "rotary":
             q, k = (rotate(a, c.rotary_fraction, c.rotary_base) for a in (q, k))
-        return self.out(attention(q, k, v).reshape(x_NxD.shape))
+        return self.out(attention(q, k, v).reshape(len(x_NxD), -1))
 
 
 class FeedForward(nnx.Module):
@@ -99,7 +114,7 @@ class FeedForward(nnx.Module):
         self.config = config
         d, f = config.width, config.ffn_width or 4 * config.width
         self.up = _linear(config, d, f, _small(d), rngs)
-        if config.activation == "swiglu":
+        if config.gated:
             self.gate = _linear(config, d, f, _small(d), rngs)
         self.down = _linear(config, f, d, _small(d) / math.sqrt(2 * config.depth), rngs)
 
@@ -108,6 +123,8 @@ class FeedForward(nnx.Module):
         match self.config.activation:
             case "swiglu":
                 h_NxF = jax.nn.silu(self.gate(x_NxD)) * h_NxF
+            case "geglu":
+                h_NxF = jax.nn.gelu(self.gate(x_NxD), approximate=True) * h_NxF
             case "relu":
                 h_NxF = jax.nn.relu(h_NxF)
             case "gelu_tanh":
@@ -175,6 +192,8 @@ class Transformer(nnx.Module):
         # makes the feed-forward layer 1.25-1.33 x faster on a CPU than products over two axes.
         # In float32, and so the sum of its gradients: a common token has thousands of addends, which bf16 swallows.
         x = look_up(self.embedding[...], tokens_BxT.reshape(-1)).astype(c.compute_dtype)
+        if c.scaled_embedding:
+            x *= math.sqrt(c.width)
         if c.positions == "learned":
             x += jnp.tile(self.positions[:n_positions], (n_rows, 1)).astype(c.compute_dtype)
         graphdef, blocks = nnx.split(self.blocks)
