@@ -269,7 +269,7 @@ def validate(run: Run) -> Run:
     if m.width % m.heads and not m.head_width:
         fewer = next(h for h in range(m.heads, 0, -1) if m.width % h == 0)
         raise InputError(
-            f"model.width = {m.width} is not divisible by model.heads = {m.heads}: try model.heads = {fewer}, or give model.head_width"
+            f"model.width = {m.width} is not divisible by model.heads = {m.heads}: try model.heads = {fewer}"
         )
     if m.kv_heads and m.heads % m.kv_heads:
         raise InputError(f"model.heads = {m.heads} is not divisible by model.kv_heads = {m.kv_heads}")

@@ -74,15 +74,14 @@ def test_the_residual_stream_starts_at_the_embedding_and_ends_at_the_final_norm(
     params, x = jittered(config), tokens()
     h_BxTxD, x_LxBxTxD = run_hidden(config, params, x)
     assert x_LxBxTxD.shape == (config.depth + 1, 3, 11, config.width)
-    start = params["embedding"][x] * (math.sqrt(config.width) if config.scaled_embedding else 1.0) + (params["positions"][None] if config.positions == "learned" else 0)
+    start = params["embedding"][x] * (math.sqrt(config.width) if config.scaled_embedding else 1.0)
+    start += params["positions"][None] if config.positions == "learned" else 0
     np.testing.assert_array_equal(x_LxBxTxD[0], start)
     last = np.float64(x_LxBxTxD[-1])
     centred = last - (last.mean(-1, keepdims=True) if config.norm == "layer" else 0)
     norm = jax.tree.map(np.asarray, params["final_norm"])
-    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + config.norm_eps) * (
-        norm["scale"] + (config.norm == "rms_unit_offset")
-    )
-    expected += norm.get("bias", 0)
+    gain = norm["scale"] + (config.norm == "rms_unit_offset")
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + config.norm_eps) * gain + norm.get("bias", 0)
     np.testing.assert_allclose(h_BxTxD, expected, rtol=1e-4, atol=1e-5)
 
 
