@@ -4,14 +4,17 @@ from jaxsat.model.counts import ParameterCounts, count_parameters, flops_per_tok
 from jaxsat.model.families import PYTHIA, llama, neox, pythia
 from jaxsat.model.loss import cross_entropy, token_losses
 from jaxsat.model.sharding import split_dimension
-from jaxsat.model.transformer import Params, head, hidden, init, logits
+from jaxsat.model.transformer import Cache, Params, empty_cache, extend, head, hidden, init, logits
 
 __all__ = [
+    "Cache",
     "PYTHIA",
     "ParameterCounts",
     "Params",
     "count_parameters",
     "cross_entropy",
+    "empty_cache",
+    "extend",
     "flops_per_token",
     "head",
     "hidden",

@@ -41,6 +41,17 @@ def attend(q_BxTxHxE: jax.Array, k_BxTxGxE: jax.Array, v_BxTxGxE: jax.Array) -> 
     return y.transpose(0, 3, 1, 2, 4).reshape(b, t, h, e)
 
 
+def attend_cached(q_BxCxHxE: jax.Array, k_BxGxSxE: jax.Array, v_BxGxSxE: jax.Array, seen_BxCxS: jax.Array) -> jax.Array:
+    """Attention of C queries over the S places of a cache where `seen_BxCxS`, one at least of each query; y_BxCxHxE."""
+    b, c, h, e = q_BxCxHxE.shape
+    g = k_BxGxSxE.shape[1]
+    q = (q_BxCxHxE / math.sqrt(e)).reshape(b, c, g, h // g, e).transpose(0, 2, 3, 1, 4)
+    scores = jnp.einsum("bghce,bgse->bghcs", q, k_BxGxSxE, preferred_element_type=jnp.float32)
+    p = jax.nn.softmax(jnp.where(seen_BxCxS[:, None, None], scores, -jnp.inf), axis=-1)
+    y = jnp.einsum("bghcs,bgse->bghce", p.astype(q.dtype), v_BxGxSxE, preferred_element_type=jnp.float32)
+    return y.astype(q.dtype).transpose(0, 3, 1, 2, 4).reshape(b, c, h, e)
+
+
 def _splash(q_BxTxHxE: jax.Array, k_BxTxGxE: jax.Array, v_BxTxGxE: jax.Array) -> jax.Array:
     """Splash attention, a TPU kernel that never holds T x T scores: 0.33 GiB of temporaries instead of 2.26 for 8 rows
     of 2048 on 12 heads of 64, with gradient (v6e). The compiler cannot split a kernel, so each device of a mesh is

@@ -5,15 +5,19 @@ Noise as measured at the laptop scale: two seeds differ by .014 nats, .35 % of t
 jitter by .1 to .2 %. Assumed: documents differ by 10 % in loss, by 1 % in how it moves, and by 1 % at each checkpoint.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
+from etils import epath
 
-from jaxsat import laws
+from jaxsat import experiment, laws
 from jaxsat.claims import (
+    Claim,
     Estimate,
     Region,
     above,
@@ -28,10 +32,13 @@ from jaxsat.claims import (
     slope,
     verdict,
 )
+from jaxsat.config import Run, checkpoint_steps
+from jaxsat.directory import Directory, runs_table
+from jaxsat.results import Results
 
 DOCUMENTS = 50
 POD = np.array([0, *2 ** np.arange(10), *range(1000, 143_001, 1000)], float)  # steps of 154 checkpoints
-LAPTOP = np.array([0, *2 ** np.arange(10), *range(625, 7501, 625)], float)  # of 23
+LAPTOP = np.array([0, *2 ** np.arange(9), *range(312, 7500, 312), 7500], float)  # of the probe's 35
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,78 @@ def entropies(steps_C: np.ndarray, runs: int):
         return mean_over([late_level(v, steps_C) for v in values], "nats", "late rise")
 
     return draw
+
+
+# The rules of experiments/saturation.py, over its own runs and their checkpoints.
+Plant = Callable[[np.random.Generator, float, pd.Series], tuple[np.ndarray, np.ndarray]]
+
+
+@cache
+def planned(scale: str) -> tuple[Results, dict[str, Run], dict[str, Claim]]:
+    """Results without measurements, runs and claims."""
+    e = experiment.load("saturation", scale)
+    runs = runs_table(Directory(epath.Path("nowhere"), runs=e.runs), e.parts)
+    return Results(scale, runs, pd.DataFrame(), e.parts), e.runs, {claim.id: claim for claim in e.claims}
+
+
+def claim(id: str, scale: str, plant: Plant, part: str = "main", where: str = "", **options: float):
+    """The estimate of a claim. plant(rng, truth, parameters of each run): the late rises of their losses (per cent) and
+    of their singular entropies (nats). options: of `nats`."""
+
+    def draw(rng: np.random.Generator, truth: float) -> Estimate:
+        results, runs, claims = planned(scale)
+        frames = []
+        sizes = results.select(part, where)["params.total"]
+        for series, percent, end in zip(sizes.index, *plant(rng, truth, sizes)):
+            steps_C = np.array(checkpoint_steps(runs[series].train))
+            entropy_C = 0.2 * curve(steps_C, end / 0.2) + 0.02 * jitter(rng, len(steps_C))
+            metrics = {
+                "document_loss": nats(rng, steps_C, percent, **options),
+                "singular_entropy": entropy_C[:, None],
+            }
+            for metric, values_CxM in metrics.items():
+                m, fixed = values_CxM.shape[1], {"series": series, "layer": -1, "metric": metric}
+                columns = {"tokens": steps_C.repeat(m), "index": np.tile(range(m), len(steps_C))}
+                frames.append(pd.DataFrame(fixed | columns | {"value": values_CxM.ravel()}))
+        return claims[id].estimate(dataclasses.replace(results, measurements=pd.concat(frames, ignore_index=True)))
+
+    return draw
+
+
+def about(rng: np.random.Generator, mean: np.ndarray, spread: float = 0.5) -> np.ndarray:
+    """Runs differ by that share of what they do."""
+    return mean * (1 + spread * rng.standard_normal(len(mean)))
+
+
+def over_large(large: float) -> Plant:
+    """The loss of larger models rises by `large` per cent, or falls; of small ones by twice that rise and more."""
+
+    def plant(rng: np.random.Generator, more: float, sizes: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+        return about(rng, np.where(sizes < 4e8, 2 * max(large, 0) + more, large)), np.zeros(len(sizes))
+
+    return plant
+
+
+def in_step(rng: np.random.Generator, share: float, sizes: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """The losses of the small rise by 4 %; entropy rises with them (1), or as much in runs of any size (0)."""
+    rises = about(rng, 4.0 * (sizes < 4e8).to_numpy())
+    return rises, 0.075 * (rises if share else rng.permutation(rises))
+
+
+def entropy_first(rng: np.random.Generator, percent: float, sizes: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """The entropies of the small rise by .3 nats, and their losses by `percent` in step."""
+    ends = about(rng, 0.3 * (sizes < 4e8).to_numpy())
+    return ends / 0.3 * percent, ends
+
+
+def degenerating(percent: float | None = None, end: float | None = None) -> Plant:
+    """Losses rise by `percent`, and entropies by `end` nats give or take a quarter: what is None is planted."""
+
+    def plant(rng: np.random.Generator, truth: float, sizes: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+        means = [np.full(len(sizes), truth if mean is None else mean) for mean in (percent, end)]
+        return means[0], about(rng, means[1], 0.25)
+
+    return plant
 
 
 def correlated(runs: int):
@@ -205,14 +284,14 @@ def gap(when: str, noise: float = 0.003):
     return draw
 
 
+PROBE = "probe", "`train.weight_decay` == 0"
 SETTINGS = (
-    Setting("late_rise", "laptop: one run, 23 checkpoints, jitter .1 %", above(0), 0, 4, rise(LAPTOP, noise=0.1)),
+    Setting("late_rise", "laptop: one run, 35 checkpoints, jitter .1 %", above(0), 0, 4, rise(LAPTOP, noise=0.1)),
     Setting("late_rise", "laptop: jitter .15 %", above(0), 0, 4, rise(LAPTOP, noise=0.15)),
     Setting("late_rise", "laptop: jitter .2 %", above(0), 0, 4, rise(LAPTOP)),
     Setting("late_rise", "laptop: jitter .2 %, a rise of 1 %", above(0), 0, 1, rise(LAPTOP)),
-    Setting(
-        "late_rise", "laptop: jitter of neighbours correlated by .5", above(0), 0, 4, rise(LAPTOP, correlation=0.5)
-    ),
+    Setting("late_rise", "laptop: jitter of neighbours correlated by .5", above(0), 0, 4,
+            rise(LAPTOP, correlation=0.5)),
     Setting("late_rise", "laptop: still falling", above(0), 0, 8, rise(LAPTOP, falls=0.03)),
     Setting("late_rise", "pod: one run, 154 checkpoints, jitter .2 %", above(0), 0, 4, rise(POD)),
     Setting("late_rise", "pod: a rise of 1 %", above(0), 0, 1, rise(POD)),
@@ -232,15 +311,26 @@ SETTINGS = (
     Setting("association, controlled", "108 runs, confounded", above(0), 0, 0.7, confounded(108)),
     Setting("slope, groups", "laptop: 4 widths of 3 seeds", below(0), 0, -0.3, ranks(4, 3, 0.015)),
     Setting("slope, groups", "pod: 7 widths of one seed", below(0), 0, -0.3, ranks(7, 1, 0.015)),
-    Setting(
-        "slope of knees", "workstation: 4 widths, 64 to 512", between(-0.5, 0.5), 1, 0, knees((64, 128, 256, 512), 16)
-    ),
+    Setting("slope of knees", "workstation: 4 widths, 64 to 512", between(-0.5, 0.5), 1, 0,
+            knees((64, 128, 256, 512), 16)),
     Setting("slope of knees", "pod: 3 widths, 1024 to 4096", between(-0.5, 0.5), 1, 0, knees((1024, 2048, 4096), 400)),
     Setting("gaps, final", "pod: 4 small runs, 3 large, seeds .3 %", above(0), 0, 8, gap("final"), cost=10),
     Setting("gaps, final", "pod: the paper's 8 % give or take 5", between(3, 13), 0, 8, gap("final"), cost=10),
     Setting("gaps, best", "pod: 4 small runs, 3 large, seeds .3 %", above(0), 0, 4, gap("best"), cost=10),
     Setting("gaps, best", "pod: the paper's 4 % give or take 4", between(0, 8), 0, 4, gap("best"), cost=10),
-)
+    Setting("claim saturation", "pod: 4 small runs rise, 3 large fall by 1 %", above(0), 0, 4,
+            claim("saturation", "pod", over_large(-1)), cost=5),
+    Setting("claim saturation", "pod: 3 large rise by 1 %, 4 small by twice that and more", above(0), 0, 4,
+            claim("saturation", "pod", over_large(1)), cost=5),
+    Setting("claim spectral_saturation", "pod: losses of 4 rise, entropies of any 4 or in step", above(0), 0, 1,
+            claim("spectral_saturation", "pod", in_step), cost=5),
+    Setting("claim spectral_saturation", "pod: entropies of 4 rise, losses of none or in step", above(0), 0, 4,
+            claim("spectral_saturation", "pod", entropy_first), cost=5),
+    Setting("claim degeneration_alone", "laptop: 4 runs, losses still fall", above(0.1), 0.1, 0.4,
+            claim("degeneration_alone", "laptop", degenerating(percent=0), *PROBE, noise=0.15, falls=0.03), cost=5),
+    Setting("claim degeneration_alone", "laptop: entropies rise by .4, losses by .5 % or stay", above(0.1), 0.5, 0,
+            claim("degeneration_alone", "laptop", degenerating(end=0.4), *PROBE, noise=0.15), cost=5),
+)  # fmt: skip
 
 
 def table(repeats: int = 1000) -> str:
