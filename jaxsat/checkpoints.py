@@ -296,7 +296,7 @@ def cut_head(config: ModelConfig, params: Any) -> Any:
     if not config.head_rank:
         return params
     a_DxR, b_RxV = params["head"]["a"], params["head"]["b"]
-    return params | {"head": {"a": a_DxR[:, : config.rank], "b": b_RxV[: config.rank]}}
+    return params | {"head": params["head"] | {"a": a_DxR[:, : config.rank], "b": b_RxV[: config.rank]}}
 
 
 def find_run(out: epath.PathLike, run_id: str) -> tuple[Run, Pack]:

@@ -31,7 +31,7 @@ def token_losses(config: ModelConfig, params: model.Params, rows_BxT1: jax.Array
     """
     inputs_BxT = jnp.where(rows_BxT1 < 0, ~rows_BxT1, rows_BxT1)[:, :-1]
     h_BxTxD, _ = model.hidden(config, params, inputs_BxT)
-    return model.token_losses(*model.head(config, params, h_BxTxD), rows_BxT1[:, 1:])
+    return model.heads.token_losses(config, params, h_BxTxD, rows_BxT1[:, 1:])
 
 
 def log_probabilities(

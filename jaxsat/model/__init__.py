@@ -1,10 +1,11 @@
 """The transformer, its families, its heads, and its loss."""
 
+from jaxsat.model import heads
 from jaxsat.model.counts import ParameterCounts, count_parameters, flops_per_token, step_bytes
 from jaxsat.model.families import PYTHIA, llama, neox, pythia
 from jaxsat.model.loss import cross_entropy, token_losses
 from jaxsat.model.sharding import split_dimension
-from jaxsat.model.transformer import Cache, Params, empty_cache, extend, head, hidden, init, logits
+from jaxsat.model.transformer import Cache, Params, empty_cache, extend, hidden, init, logits
 
 __all__ = [
     "Cache",
@@ -16,7 +17,7 @@ __all__ = [
     "empty_cache",
     "extend",
     "flops_per_token",
-    "head",
+    "heads",
     "hidden",
     "init",
     "llama",

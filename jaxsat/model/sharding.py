@@ -14,7 +14,7 @@ def split_dimension(path: tuple[str, ...]) -> int | None:
     if path[-1] == "embedding":
         return -2
     module = next((name for name in path if name in _SPLIT), None)
-    if module is None or path[-1] == "a" or (path[-1] == "bias" and _SPLIT[module] == -2):
+    if module is None or path[-1] in ("a", "latent", "prior") or (path[-1] == "bias" and _SPLIT[module] == -2):
         return None
     return _SPLIT[module]
 

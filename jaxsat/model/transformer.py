@@ -2,8 +2,8 @@
 OPT or Gemma.
 
 Training and measuring use it as pure functions of `params`, a plain dict of float32 arrays: `init` draws them,
-`hidden` runs the layers, `head` gives the output matrix. Layers are stacked on a leading axis L in `params`, and
-scanned or unrolled by `ModelConfig.scan_layers`; the numbers are the same.
+`hidden` runs the layers; losses and logits of their output are made by `jaxsat.model.heads`. Layers are stacked on a
+leading axis L in `params`, and scanned or unrolled by `ModelConfig.scan_layers`; the numbers are the same.
 
 Shapes: B rows, T positions, D width, H attention heads, E dimensions a head, F feed-forward width, V vocabulary,
 R head rank, L depth.
@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxsat.config import ModelConfig
+from jaxsat.model import heads
 from jaxsat.model.attention import attend_cached, attention
+from jaxsat.model.heads import Head, Params, small
 from jaxsat.model.sharding import constrain, look_up, platform
-
-Params = dict[str, Any]
 
 
 @jax.custom_vjp
@@ -99,7 +99,7 @@ class Attention(nnx.Module):
         self.config = config
         d, e = config.width, config.head_dim
         he, kv = config.heads * e, (config.kv_heads or config.heads) * e
-        std = _small(d)
+        std = small(d)
         self.query = _linear(config, d, he, std, rngs)
         self.key = _linear(config, d, kv, std, rngs)
         self.value = _linear(config, d, kv, std, rngs)
@@ -120,10 +120,10 @@ class FeedForward(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
         d, f = config.width, config.ffn_width or 4 * config.width
-        self.up = _linear(config, d, f, _small(d), rngs)
+        self.up = _linear(config, d, f, small(d), rngs)
         if config.gated:
-            self.gate = _linear(config, d, f, _small(d), rngs)
-        self.down = _linear(config, f, d, _small(d) / math.sqrt(2 * config.depth), rngs)
+            self.gate = _linear(config, d, f, small(d), rngs)
+        self.down = _linear(config, f, d, small(d) / math.sqrt(2 * config.depth), rngs)
 
     def __call__(self, x_NxD: jax.Array) -> jax.Array:
         h_NxF = constrain(self.up(x_NxD), "data", "model")
@@ -154,38 +154,12 @@ class Block(nnx.Module):
         return constrain(mixed + self.feed_forward(_in_float32(self.norm2, source)), "data")
 
 
-class Head(nnx.Module):
-    """The output matrix: full (D x V), a pair A (D x R), B (R x V) of rank `rank`, or none of its own when tied.
-
-    A pair may be stored wider than its rank: beyond it both factors start at zero, where their gradients are
-    exactly zero too (dA = x' dlogits B', dB = A' x' dlogits), so they stay zero and the model is the one of rank
-    `rank`. That lets runs of different ranks share one program. Each component j is drawn from a key of its own,
-    so the numbers do not depend on how wide the pair is stored. B's scale gives logits the variance of a full head.
-    """
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rank: int | jax.Array):
-        d, v = config.width, config.vocab_size
-        if config.tied_head:
-            return
-        key = rngs.params()
-        if config.head_rank is None:
-            self.kernel = nnx.Param(_small(d) * jax.random.normal(key, (d, v)))
-            return
-        components = jnp.arange(config.head_rank)
-        kept_R = (components < rank).astype(jnp.float32)
-        keys_Rx2 = jax.vmap(lambda j: jax.random.split(jax.random.fold_in(key, j)))(components)
-        a_RxD = jax.vmap(lambda k: jax.random.normal(k[0], (d,)))(keys_Rx2) * kept_R[:, None] / math.sqrt(d)
-        b_RxV = jax.vmap(lambda k: jax.random.normal(k[1], (v,)))(keys_Rx2) * kept_R[:, None]
-        b_RxV *= jnp.sqrt(0.4 / jnp.asarray(rank, jnp.float32))
-        self.a, self.b = nnx.Param(a_RxD.T), nnx.Param(b_RxV)
-
-
 class Transformer(nnx.Module):
     """Embedding, stacked blocks, final norm. The head is applied by the loss, which never holds B x T x V."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rank: int | jax.Array):
         self.config = config
-        normal = nnx.initializers.normal(_small(config.width))
+        normal = nnx.initializers.normal(small(config.width))
         self.embedding = nnx.Param(normal(rngs.params(), (config.vocab_size, config.width)))
         if config.positions == "learned":
             self.positions = nnx.Param(normal(rngs.params(), (config.context, config.width)))
@@ -298,26 +272,10 @@ def hidden(
     return nnx.merge(graphdef, state)(tokens_BxT, remat)
 
 
-def head(config: ModelConfig, params: Params, h_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(z_BxTxR, w_RxV) with logits = z w: R is the width, or the stored rank of a factored head."""
-    if config.tied_head:
-        return h_BxTxD, params["embedding"].T.astype(h_BxTxD.dtype)
-    weights = jax.tree.map(lambda w: w.astype(h_BxTxD.dtype), params["head"])
-    if config.head_rank is None:
-        return h_BxTxD, weights["kernel"]
-    return constrain(h_BxTxD @ weights["a"], "data"), weights["b"]
-
-
 def logits(config: ModelConfig, params: Params, tokens_BxT: jax.Array) -> jax.Array:
     """logits_BxTxV in float32, whole: for scoring short texts and for tests, not for training."""
-    z_BxTxR, w_RxV = head(config, params, hidden(config, params, tokens_BxT)[0])
-    return jnp.einsum("btr,rv->btv", z_BxTxR, w_RxV, preferred_element_type=jnp.float32)
+    return heads.logits(config, params, hidden(config, params, tokens_BxT)[0])
 
 
 def _abstract(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
     return nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), config.rank)))
-
-
-def _small(width: int) -> float:
-    """Standard deviation of initial weights: "small init" (Nguyen & Salazar 2019), as in GPT-NeoX."""
-    return math.sqrt(2 / (5 * width))

@@ -30,7 +30,7 @@ def _language_model(
     config: ModelConfig, params: model.Params, rows_BxT1: jax.Array, key: jax.Array, remat: str
 ) -> jax.Array:
     h_BxTxD, _ = model.hidden(config, params, rows_BxT1[:, :-1], remat)
-    return model.cross_entropy(*model.head(config, params, h_BxTxD), rows_BxT1[:, 1:])
+    return model.heads.loss(config, params, h_BxTxD, rows_BxT1[:, 1:])
 
 
 LANGUAGE_MODEL = Task(model.init, _language_model)

@@ -79,7 +79,7 @@ def adamw(train: TrainConfig, params, loss_and_gradient, batches):
 @functools.partial(jax.value_and_grad, argnums=1)
 def loss_and_gradient(config, params, rows_BxT1):
     h_BxTxD, _ = model.hidden(config, params, rows_BxT1[:, :-1])
-    return model.cross_entropy(*model.head(config, params, h_BxTxD), rows_BxT1[:, 1:])
+    return model.heads.loss(config, params, h_BxTxD, rows_BxT1[:, 1:])
 
 
 def first_steps(trained, tiny_pack, tiny_corpus, run, k):

@@ -49,7 +49,7 @@ def own_samples(config, params, rows_BxT1, key, remat):
     own_BxT1, _ = jax.lax.scan(extend, seeds_BxT1, jnp.arange(3, rows_BxT1.shape[1] - 1))
     h_BxTxD, _ = model.hidden(config, params, jnp.concatenate([real_BxT1, own_BxT1])[:, :-1], remat)
     targets_BxT = jnp.concatenate([real_BxT1, own_BxT1])[:, 1:]
-    return model.cross_entropy(*model.head(config, params, h_BxTxD), targets_BxT)
+    return model.heads.loss(config, params, h_BxTxD, targets_BxT)
 
 
 SELF_TRAINED = Task(model.init, own_samples)
