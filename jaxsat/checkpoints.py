@@ -10,12 +10,11 @@ is swept away, and the step before it restores.
 import contextlib
 import functools
 import gc
-import json
 import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import tensorstore
@@ -25,12 +24,20 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxsat import hosts
 from jaxsat.config import Imported, InputError, ModelConfig, Run, from_dict
+from jaxsat.disk import read_json
 from jaxsat.parallel import abstract_like
 from jaxsat.sweep import Pack
 
 logger = logging.getLogger(__name__)
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of what is being saved
 _LOUD = ("absl", "asyncio")  # orbax logs every error that it raises once more
+
+
+class _Packed(TypedDict):
+    """Of sweep.json what tells where a run is; `directory` has all of it."""
+
+    packs: list[list[str]]
+    runs: dict[str, dict[str, Any]]
 
 
 def quiet() -> None:
@@ -107,7 +114,12 @@ class Store:
             )
 
     def _check(self, writable: bool) -> None:
-        found = sorted(p.name for p in self.directory.iterdir()) if self.directory.exists() else []
+        try:
+            if writable:  # a save would meet what is in the way only after minutes, in another thread
+                self.directory.mkdir(parents=True, exist_ok=True)
+            found = sorted(p.name for p in self.directory.iterdir()) if self.directory.exists() else []
+        except (FileExistsError, NotADirectoryError):
+            raise InputError(f"{self.directory} cannot be a folder: a file is in its place, move it away") from None
         if not found and not writable:
             raise InputError(f"no checkpoints in {self.directory}: train first")
         foreign = [name for name in found if _TEMPORARY not in name]
@@ -178,6 +190,12 @@ class Store:
             abstract = abstract_like(self.shapes(step), jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
         with self._damage_named(step):
             return self._read(step, {"params": abstract})["params"]
+
+    def drop(self, step: int) -> None:
+        """Removes a step; the first of many hosts does."""
+        if jax.process_index() == 0:
+            (self._complete(step)).rmtree()
+        self.steps.remove(step)
 
     def shapes(self, step: int) -> Any:
         """Of the parameters of every run at `step`, as ShapeDtypeStructs. Raises InputError as `params` does."""
@@ -303,22 +321,25 @@ def find_run(out: epath.PathLike, run_id: str) -> tuple[Run, Pack]:
     """A run of an output directory, or an imported series by its name, and its pack; from sweep.json, and where there
     is none, from the checkpoints. Raises InputError."""
     out = epath.Path(out)
-    sweep, configs = out / "sweep.json", {}
+    where, configs = out / "sweep.json", {}
     ids = {run_id, Run(imported=Imported(run_id)).id}
-    if sweep.exists():
-        try:
-            found = json.loads(sweep.read_text())
-            configs = {id: found["runs"][id] for pack in found["packs"] if ids & {*pack} for id in pack}
-        except (ValueError, TypeError, KeyError) as e:
-            raise InputError(f"{sweep} is damaged ({type(e).__name__}: {e})") from None
+    if where.exists():
+        found = read_json(where, _Packed, "a jaxsat sweep", "put it back as it was")
+        configs = {id: found["runs"].get(id) for pack in found["packs"] if ids & {*pack} for id in pack}
     else:
+        where = out / "runs"
         for directory in sorted((out / "checkpoints").glob("*")):
             with Store(directory, alone=True) as store:
                 if ids & {*store.run_ids}:
-                    paths = {id: out / "runs" / id / "config.json" for id in store.run_ids}
-                    configs = {id: json.loads(path.read_text()) for id, path in paths.items()}
+                    paths = {id: where / id / "config.json" for id in store.run_ids}
+                    shape = dict[str, Any], "the configuration of a run", "put it back as it was"
+                    configs = {id: read_json(path, *shape) for id, path in paths.items()}
     if configs:
-        pack = Pack(tuple(from_dict(Run, config, str(sweep)) for config in configs.values()))
+        pack = Pack(tuple(from_dict(Run, config, f"{where}: run {id}") for id, config in configs.items()))
+        if strange := next((id for id, run in zip(configs, pack.runs) if run.id != id), None):
+            raise InputError(
+                f"{where}: the configuration of run {strange} is not that of its id: put it back as it was"
+            )
         return next(run for run in pack.runs if run.id in ids), pack
     raise InputError(f"{out} holds no checkpoint of run {run_id}")
 

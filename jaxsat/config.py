@@ -251,7 +251,10 @@ def from_dict(cls: type, data: dict[str, Any], where: str = "") -> Any:
     """The inverse of `dataclasses.asdict`, with unknown keys and wrong types named; missing keys take defaults."""
     if not isinstance(data, dict):
         raise InputError(f"{where or cls.__name__} must be an object, not {data!r}")
-    return override(cls(), _dotted(data))
+    try:
+        return override(cls(), _dotted(data))
+    except InputError as e:
+        raise InputError(f"{where}: {e}" if where else str(e)) from None
 
 
 def validate(run: Run) -> Run:

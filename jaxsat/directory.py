@@ -14,20 +14,47 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import pandas as pd
 from etils import epath
 
 from jaxsat import corpus as corpora
 from jaxsat.config import Imported, InputError, Run, flatten, from_dict
+from jaxsat.disk import read_json, write_atomically
 from jaxsat.measure import table
 from jaxsat.model import count_parameters
 from jaxsat.sweep import Pack, differing_keys, make_packs
-from jaxsat.train import environment, write_atomically
+from jaxsat.train import environment, read_launches, read_metrics
 
-FORMAT = 2  # of sweep.json
+FOLDERS = ("runs", "checkpoints", "measurements", "items", "reports", "report")
 Sizes = Callable[[Run, int], tuple[int, int]]  # see `make_packs`
+
+
+class _Text(TypedDict):
+    """Of a text and its tokenizer what is asked for whatever made them; `Corpus.identity` has more."""
+
+    corpus: list[str]
+    content_hash: str
+    tokenizer_hash: str
+    train_tokens: int
+    heldout_tokens: int
+    bytes_per_token: float
+    at_hand: list[str | None]
+
+
+class _Experiment(TypedDict):
+    command: str
+    parts: dict[str, list[str]]
+
+
+class _Sweep(TypedDict):
+    format: Literal[2]
+    settings: dict[str, Any]
+    texts: dict[str, _Text]
+    experiments: dict[str, _Experiment]
+    packs: list[list[str]]
+    runs: dict[str, dict[str, Any]]
 
 
 @dataclass
@@ -53,6 +80,9 @@ class Directory:
         path = epath.Path(path)
         if path.exists() and not path.is_dir():
             raise InputError(f"{path} is a file: choose another --out")
+        for folder in (path / name for name in FOLDERS):
+            if folder.exists() and not folder.is_dir():
+                raise InputError(f"{folder} is a file, where a study has a folder: move it away")
         if not (path / "sweep.json").exists():
             if path.exists() and any(not p.name.startswith(".") for p in path.iterdir()):
                 raise InputError(f"{path} is not empty and holds no sweep.json: choose another --out")
@@ -64,18 +94,15 @@ class Directory:
         return (self.path / "sweep.json").exists()
 
     def _read(self) -> "Directory":
-        where = self.path / "sweep.json"
-        try:
-            document = json.loads(where.read_text())
-            if document["format"] != FORMAT:
-                raise InputError(f"{where} is of format {document['format']}, not {FORMAT}: choose another --out")
-            self.runs = {id: from_dict(Run, config, str(where)) for id, config in document["runs"].items()}
-            self.packs = [Pack(tuple(self.runs[id] for id in ids)) for ids in document["packs"]]
-            self.texts, self.settings = document["texts"], document["settings"]
-            self.experiments = document["experiments"]
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            why = f"no {e}" if isinstance(e, KeyError) else str(e)
-            raise InputError(f"{where} is not a jaxsat sweep ({why}): choose another --out") from None
+        where, todo = self.path / "sweep.json", "put it back as it was, or choose another --out"
+        document = read_json(where, _Sweep, "a jaxsat sweep", todo)
+        self.runs = {id: from_dict(Run, config, str(where)) for id, config in document["runs"].items()}
+        self.texts, self.settings = document["texts"], document["settings"]
+        self.experiments = document["experiments"]
+        named = [*document["packs"], *(ids for e in self.experiments.values() for ids in e["parts"].values())]
+        if missing := {id for ids in named for id in ids} - self.runs.keys():
+            raise InputError(f"{where} is not a jaxsat sweep (no run {min(missing)!r}, which is named): {todo}")
+        self.packs = [Pack(tuple(self.runs[id] for id in ids)) for ids in document["packs"]]
         if strange := next((id for id, run in self.runs.items() if run.id != id), None):
             raise InputError(f"{where}: the configuration of run {strange} is not that of its id")
         return self
@@ -140,7 +167,7 @@ class Directory:
             if self.exists:
                 self._take_in(Directory(self.path)._read())
             document = {
-                "format": FORMAT,
+                "format": 2,
                 "settings": self.settings,
                 "texts": self.texts,
                 "experiments": self.experiments,
@@ -177,8 +204,7 @@ class Directory:
         """The different environments in which these runs were trained: see `train.environment`."""
         found: dict[str, dict[str, Any]] = {}
         for id in runs:
-            path = self.path / "runs" / id / "env.json"
-            for launch in json.loads(path.read_text()) if path.exists() else []:
+            for launch in read_launches(self.path / "runs" / id):
                 found.setdefault(json.dumps(launch, sort_keys=True), launch)
         return list(found.values())
 
@@ -188,7 +214,10 @@ class Directory:
                 if s.name == "diverged"]  # fmt: skip
         if n := sum(s.name in ("waiting", "training") for s in states.values()):
             said.append(f"{n} of {len(states)} runs are not at their end yet: {command}")
-        for what, of in (("versions of jax", lambda e: e["packages"]["jax"]), ("devices", lambda e: e["devices"][0])):
+        for what, of in (
+            ("versions of jax", lambda e: e["packages"]["jax"]),
+            ("devices", lambda e: ", ".join(sorted(set(e["devices"])))),
+        ):
             if len(different := sorted(set(map(of, launches)))) > 1:
                 said.append(f"trained with different {what}: {', '.join(different)}; last digits may differ")
         return said
@@ -220,10 +249,8 @@ class RunState:
 
 def run_state(out: epath.Path, id: str, steps: int) -> RunState:
     """As of its last checkpoint. `diverged`: the step's loss was not finite."""
-    path = out / "runs" / id / "metrics.jsonl"
     # The last lines: a loss, the speed or the divergence after it. All lines of 50 runs take 0.3 s to parse.
-    lines = [json.loads(line) for line in path.read_text().splitlines()[-3:]] if path.exists() else []
-    if not lines:
+    if not (lines := read_metrics(out / "runs" / id, last=3)):
         return RunState("waiting", 0, float("nan"))
     step = lines[-1]["step"]
     name = "diverged" if "diverged" in lines[-1] else "done" if step == steps else "training"
@@ -232,7 +259,8 @@ def run_state(out: epath.Path, id: str, steps: int) -> RunState:
 
 def text_key(run: Run) -> str:
     """Runs of equal key read the same token rows."""
-    data = json.dumps([dataclasses.asdict(run.data), run.model.vocab_size], sort_keys=True)
+    imported = [run.imported.name] if run.imported.name else []  # its tokenizer is its own
+    data = json.dumps([dataclasses.asdict(run.data), run.model.vocab_size, *imported], sort_keys=True)
     return hashlib.sha256(data.encode()).hexdigest()[:12]
 
 

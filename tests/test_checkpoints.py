@@ -349,8 +349,30 @@ def test_of_several_devices_arrays_only_one_runs_part_is_read(tmp_path):
 @pytest.mark.parametrize("sweep", ["{", "[]", '{"runs": {}}', '{"packs": [["a"]], "runs": {}}', '{"packs": 3}'])
 def test_a_damaged_sweep_is_named(tmp_path, sweep):
     (tmp_path / "sweep.json").write_text(sweep)
-    with pytest.raises(InputError, match=f"{tmp_path}/sweep.json is damaged"):
+    with pytest.raises(InputError, match=f"{tmp_path}/sweep.json(: run a must| is not a jaxsat sweep)"):
         load_run(tmp_path, "a", 1)
+
+
+def test_a_configuration_that_is_not_that_of_its_run_is_named(with_sweep, tiny_pack):
+    id = tiny_pack.runs[0].id
+    for path in (with_sweep / "sweep.json", with_sweep / "runs" / id / "config.json"):
+        path.write_text(path.read_text().replace('"seed":0', '"seed":9').replace('"seed": 0', '"seed": 9'))
+        with pytest.raises(InputError, match=f"the configuration of run {id} is not that of its id: put it back"):
+            load_run(with_sweep, id, 40)
+        (with_sweep / "sweep.json").unlink(missing_ok=True)
+        shutil.rmtree(with_sweep / "checkpoints" / "0", ignore_errors=True)
+    path.write_text("{")
+    with pytest.raises(InputError, match=f"{id}/config.json is not the configuration of a run .Expecting"):
+        load_run(with_sweep, id, 40)
+
+
+@pytest.mark.parametrize("place", ["out", "out/checkpoints", "out/checkpoints/pack"])
+def test_a_file_in_the_place_of_the_folder_is_said_before_anything_is_saved(tmp_path, place):
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_text("mine")
+    with pytest.raises(InputError, match="out/checkpoints/pack cannot be a folder: a file is in its place, move it"):
+        Store(tmp_path / "out" / "checkpoints" / "pack", ["r0"], writable=True)
+    assert (tmp_path / place).read_text() == "mine"
 
 
 def test_a_run_whose_arrays_are_damaged_is_named(filled):

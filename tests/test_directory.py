@@ -1,14 +1,18 @@
 """What lies on disk: a study's files, several experiments, and directories that are others'."""
 
 import json
+import re
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from jaxsat import parallel
 from jaxsat.config import InputError, Run, from_dict
-from jaxsat.directory import Directory, RunState, run_state, summary
+from jaxsat.directory import Directory, RunState, run_state, runs_table, summary
 from jaxsat.study import Study
+from jaxsat.train import read_metrics
 from tests.studies import EXPERIMENT, files, ignore, trained_and_measured
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -67,7 +71,7 @@ def test_what_is_no_study_is_left_alone(copy):
     before = files(copy)
     for text, problem in {
         json.dumps({"method": "random"}): "is not a jaxsat sweep .no 'format'",
-        json.dumps({"format": 1}): "is of format 1, not 2",
+        json.dumps({"format": 1}): "is not a jaxsat sweep .format = 1: must be 2",
         "{": "is not a jaxsat sweep",
     }.items():
         (copy / "sweep.json").write_text(text)
@@ -78,6 +82,69 @@ def test_what_is_no_study_is_left_alone(copy):
         Study("mine.py", "laptop", copy)
     del before["sweep.json"]
     assert files(copy) == before
+
+
+def places(value: object, found: tuple = ()) -> Iterator[tuple]:
+    """The path to each value of a JSON document, of a list or of things known by their ids the first alone."""
+    yield found
+    ids = isinstance(value, dict) and all(re.fullmatch("[0-9a-f]{12}", key) for key in value)
+    if isinstance(value, dict | list):
+        keys = list(value) if isinstance(value, dict) else range(len(value))
+        for key in keys[:1] if ids or isinstance(value, list) else keys:
+            yield from places(value[key], (*found, key))
+
+
+def changed(value: object, place: tuple, new: object) -> object:
+    if not place:
+        return new
+    copied = dict(value) if isinstance(value, dict) else list(value)
+    copied[place[0]] = changed(value[place[0]], place[1:], new)
+    return copied
+
+
+def read_all(out: Path) -> None:
+    summary(out)
+    directory = Directory.open(out)
+    directory.know_settings(directory.settings)
+    ids = list(directory.runs)
+    states, launches = directory.states(ids), directory.launches(ids)
+    directory.notices(states, launches, "again")
+    directory.provenance(ids, launches)
+    runs_table(directory, {"main": ids}, states)
+    for run in directory.runs.values():
+        directory.changed_text(run)
+        read_metrics(out / "runs" / run.id)
+
+
+@pytest.mark.parametrize("name", ["sweep.json", "env.json", "metrics.jsonl"])
+def test_json_of_any_other_type_at_any_place_is_named_and_no_traceback(copy, name):
+    path = copy / name if name == "sweep.json" else sorted(copy.glob(f"runs/*/{name}"))[0]
+    text = path.read_text()
+    for cut in (1, len(text) // 2, len(text) - 5):
+        path.write_text(text[:cut])
+        with pytest.raises(InputError, match=f"{re.escape(str(path))} is not (a jaxsat sweep|the log|a list of env)"):
+            read_all(copy)
+    lines = text.splitlines() if name == "metrics.jsonl" else [text]
+    document, refused = json.loads(lines[-1]), set()
+    for place in places(document):
+        for new in (None, "x", []):
+            path.write_text("\n".join([*lines[:-1], json.dumps(changed(document, place, new))]))
+            try:
+                read_all(copy)
+            except InputError as e:
+                refused.add(place)
+                assert str(path) in str(e) and "\n" not in str(e) and len(str(e)) < 400, (place, new)
+    assert len(refused) > {"sweep.json": 60, "env.json": 6, "metrics.jsonl": 1}[name]
+
+
+def test_a_file_in_the_place_of_a_folder_is_said_at_once(copy):
+    for name in ("measurements", "runs", "checkpoints", "reports"):
+        (copy / name).rename(copy / "aside")
+        (copy / name).write_text("")
+        with pytest.raises(InputError, match=f"copy/{name} is a file, where a study has a folder: move it away"):
+            Study("mine.py", "laptop", copy)
+        (copy / name).unlink()
+        (copy / "aside").rename(copy / name)
 
 
 def test_what_a_kill_leaves_is_no_other_sweep(tmp_path):

@@ -1,7 +1,7 @@
 """One step, one loop, many runs in one program."""
 
 from jaxsat.config import Preempted
-from jaxsat.train.logs import environment, read_metrics, write_atomically
+from jaxsat.train.logs import environment, read_launches, read_metrics, write_atomically
 from jaxsat.train.loop import train_pack, train_run
 from jaxsat.train.step import Hyper, Program, State, hypers, initializer, learning_rate, train_step
 from jaxsat.train.task import LANGUAGE_MODEL, Task
@@ -17,6 +17,7 @@ __all__ = [
     "hypers",
     "initializer",
     "learning_rate",
+    "read_launches",
     "read_metrics",
     "train_pack",
     "train_run",

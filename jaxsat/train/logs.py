@@ -4,22 +4,38 @@ import json
 import os
 import platform
 import sys
-import uuid
 from importlib import metadata
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 from etils import epath
 
 from jaxsat.config import InputError, Run, dumps
+from jaxsat.disk import read_json, read_lines, write_atomically
 
 
-def write_atomically(path: epath.Path, text: str) -> None:
-    """A reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
-    temporary.write_text(text)
-    temporary.replace(path)
+class _Packages(TypedDict):
+    jax: str
+
+
+class _Launch(TypedDict):
+    """What `environment` says, as far as anybody asks for it."""
+
+    python: str
+    platform: str
+    devices: list[str]
+    packages: _Packages
+
+
+class _Step(TypedDict):
+    step: int
+
+
+class _Line(_Step, total=False):
+    """What `read_metrics` says, as far as anybody asks for it."""
+
+    loss: float
+    diverged: bool
 
 
 def environment() -> dict[str, Any]:
@@ -46,9 +62,8 @@ class RunLog:
         self.diverged = any("diverged" in line for line in self.lines)
         if self._directory:
             write_atomically(directory / "config.json", dumps(run))
-            path = directory / "env.json"  # a launch may be on another machine than the one before
-            launches = json.loads(path.read_text()) if path.exists() else []
-            write_atomically(path, json.dumps([*launches, environment()], indent=2))
+            launches = [*read_launches(directory), environment()]  # each may be on another machine
+            write_atomically(directory / "env.json", json.dumps(launches, indent=2))
 
     def add(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
@@ -80,9 +95,16 @@ def _summary_writer(directory: epath.Path, step: int):
     return SummaryWriter(str(directory), purge_step=step + 1)
 
 
-def read_metrics(directory: epath.PathLike) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl: {step, tokens, loss, grad_norm, learning_rate}; {step, diverged}; and, of the whole
-    pack since the last such line, {step, tokens_per_second, input_stall, mfu, memory_gib}.
+def read_launches(directory: epath.PathLike) -> list[dict[str, Any]]:
+    """The `environment` of each launch of a run, from its env.json."""
+    path = epath.Path(directory) / "env.json"
+    todo = "remove it, and only where the run was trained is lost"
+    return read_json(path, list[_Launch], "a list of environments", todo) if path.exists() else []
+
+
+def read_metrics(directory: epath.PathLike, last: int = 0) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, or the `last` few: {step, tokens, loss, grad_norm, learning_rate}; {step, diverged};
+    and, of the whole pack since the last such line, {step, tokens_per_second, input_stall, mfu, memory_gib}.
 
     diverged: the loss of that step was not finite. A step whose gradient's norm alone was not has a line without
     grad_norm: clipped by an infinite norm, such a gradient moves nothing.
@@ -91,5 +113,5 @@ def read_metrics(directory: epath.PathLike) -> list[dict[str, Any]]:
     tokens_per_second x `model.flops_per_token` / (devices x peak FLOP/s); only where `machine.chip` knows it.
     memory_gib: the most that a device of this host has held; only where it tells.
     """
-    path = epath.Path(directory) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    todo = "remove it, and the same command as ever makes what can be made of it"
+    return read_lines(epath.Path(directory) / "metrics.jsonl", _Line, "the log of a run", todo, last)
