@@ -61,12 +61,33 @@ def _read(path: epath.Path) -> pd.DataFrame:
     try:
         with path.open("rb") as f:
             table = pd.read_parquet(f)
-    except (pa.ArrowInvalid, OSError) as e:
+    except (pa.ArrowException, OSError, ValueError) as e:
         raise InputError(f"{path} is not a Parquet file: {str(e).splitlines()[0]}") from None
     if missing := COLUMNS.keys() - set(table.columns):
         raise InputError(f"{path} is not a table of measurements: columns missing: {', '.join(sorted(missing))}")
     table = table.assign(**{name: fill for name, fill in {"measure": "", "version": 0}.items() if name not in table})
-    return table[[*COLUMNS, *MADE_BY]].astype(COLUMNS | MADE_BY)
+    return pd.DataFrame({name: _typed(table[name], dtype, path) for name, dtype in (COLUMNS | MADE_BY).items()})
+
+
+def _typed(column: pd.Series, dtype: str, path: epath.Path) -> pd.Series:
+    """Raises InputError with the first row that does not fit, where `astype` would fail, cut or fill it."""
+    if column.dtype == dtype and not (dtype == "str" and column.hasnans):
+        return column
+    given = column
+    if dtype == "str":
+        fits, right = column.map(lambda x: isinstance(x, str)), "a text"
+    else:
+        column = pd.to_numeric(column.where(column.map(np.isscalar)), errors="coerce")
+        if dtype == "float64":
+            fits, right = column.notna() | given.isna(), "a number"
+        else:
+            limits = np.iinfo(dtype)
+            fits, right = column.between(limits.min, limits.max) & (column % 1 == 0), "a whole number"
+    if not fits.all():
+        row = int(np.argmin(fits))
+        what = f"row {row} has {given.name} = {given.iloc[row]!r:.40}"
+        raise InputError(f"{path} is not a table of measurements: {what}: must be {right}")
+    return column.astype(dtype)
 
 
 class Writer:

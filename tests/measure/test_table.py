@@ -92,6 +92,37 @@ def test_what_is_not_a_table_is_an_error_that_names_the_path(tmp_path):
         table.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "column, values, problem",
+    [
+        ("value", ["high", "1.5"], "row 0 has value = 'high': must be a number"),
+        ("value", [[1.0], [2.0]], r"row 0 has value = .*1.*: must be a number"),
+        ("step", [1, None], "row 1 has step = .*nan.*: must be a whole number"),
+        ("step", [1.0, 1.5], "row 1 has step = .*1.5.*: must be a whole number"),
+        ("step", [1.0, np.inf], "row 1 has step = .*inf.*: must be a whole number"),
+        ("index", [1, 2**31], "row 1 has index = .*2147483648.*: must be a whole number"),
+        ("version", ["one", "two"], "row 0 has version = 'one': must be a whole number"),
+        ("metric", ["a", None], "row 1 has metric = .*: must be a text"),
+        ("series", [3, 4], "row 0 has series = .*3.*: must be a text"),
+        ("measure", ["a", None], "row 1 has measure = .*: must be a text"),
+    ],
+)
+def test_a_cell_that_is_something_else_is_named(tmp_path, column, values, problem):
+    two = pd.concat([rows("a"), rows("b")], ignore_index=True)
+    two.assign(**{column: pd.Series(values)}).to_parquet(tmp_path / "w.parquet")
+    with pytest.raises(InputError, match=f"w.parquet is not a table of measurements: {problem}"):
+        table.read(tmp_path)
+
+
+def test_what_can_be_read_without_loss_is(tmp_path):
+    two = pd.concat([rows("a"), rows("b")], ignore_index=True)
+    two.assign(step=[0.0, 5.0], value=["7.5", None], layer=["-1", "3"]).to_parquet(tmp_path / "w.parquet")
+    found = table.read(tmp_path)
+    assert found.dtypes.astype(str).to_dict() == table.COLUMNS | table.MADE_BY
+    assert found["step"].tolist() == [0, 5] and found["layer"].tolist() == [-1, 3] and found["value"][0] == 7.5
+    assert np.isnan(found["value"][1])
+
+
 def test_a_new_version_leaves_nothing_of_the_old_at_other_steps(tmp_path):
     found = write(tmp_path, "w", rows(step=100), rows(step=200), rows(step=150, version=2))
     assert found["step"].tolist() == [150]
