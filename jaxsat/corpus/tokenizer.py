@@ -1,6 +1,8 @@
 """Byte-level BPE: trained on the training split, or read from a tokenizer.json."""
 
+import itertools
 import json
+import operator
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -12,6 +14,7 @@ from jaxsat.config import InputError
 
 EOS, UNK = "<eos>", "<unk>"
 END_OF_TEXT = (EOS, "<|endoftext|>", "</s>", "<|end_of_text|>", "<eod>")
+BEGIN_OF_TEXT = ("<s>", "<bos>", "<|begin_of_text|>")
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -55,12 +58,33 @@ def size(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
+def end_id(tokenizer: Tokenizer) -> int | None:
+    """The id of the token that ends a document, where it has one."""
+    found = (tokenizer.token_to_id(token) for token in END_OF_TEXT)
+    return next((token_id for token_id in found if token_id is not None), None)
+
+
 def eos_id(tokenizer: Tokenizer) -> int:
-    """The id of the token that ends a document."""
-    for token in END_OF_TEXT:
-        if (token_id := tokenizer.token_to_id(token)) is not None:
-            return token_id
+    """The id of the token that ends a document. Raises InputError where there is none."""
+    if (token_id := end_id(tokenizer)) is not None:
+        return token_id
     raise InputError(f"the tokenizer has no end-of-text token: it needs one of {', '.join(END_OF_TEXT)}")
+
+
+def own_begin(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer puts before every text unless told not to: nothing, or its begin token."""
+    encoding = tokenizer.encode("a")
+    special = itertools.takewhile(operator.itemgetter(1), zip(encoding.ids, encoding.special_tokens_mask))
+    return [token_id for token_id, _ in special]
+
+
+def begin_ids(tokenizer: Tokenizer) -> list[int]:
+    """After what a text is scored that nothing precedes: its own begin token where it has one, else its end-of-text
+    token, else id 0."""
+    if own := own_begin(tokenizer):
+        return own
+    named = [i for token in BEGIN_OF_TEXT if (i := tokenizer.token_to_id(token)) is not None]
+    return [named[0] if named else end_id(tokenizer) or 0]
 
 
 def unk_id(tokenizer: Tokenizer) -> int | None:

@@ -1,0 +1,152 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from jaxsat.config import InputError
+from jaxsat.corpus.tokenizer import begin_ids
+from jaxsat.evaluate import Pair, encode_pairs, likelihood, log_likelihoods
+
+RNG = np.random.default_rng(0)
+
+
+def drawn(n: int) -> list[Pair]:
+    sizes = RNG.integers(1, 21, (n, 2))
+    return [Pair(*(RNG.integers(0, 64, size).tolist() for size in both)) for both in sizes]
+
+
+@pytest.fixture(scope="module")
+def pairs(log_p) -> list[Pair]:
+    """Of many lengths; some continuations are what greedy decoding writes, whole or but for the last token."""
+    random = drawn(30)
+    greedy = []
+    for context, _ in random[:4]:
+        written: list[int] = []
+        for _ in range(3):
+            written.append(max(range(64), key=lambda i: log_p(context, [*written, i])[-1]))
+        greedy += [Pair(context, written), Pair(context, [*written[:-1], (written[-1] + 1) % 64])]
+    return random + greedy + [Pair([5], list(range(39))), Pair([5], [6])]
+
+
+def test_log_likelihoods_are_the_sums_of_the_softmaxes(small, pairs, log_p):
+    found = log_likelihoods(*small, pairs)
+    expected = [log_p(*pair).sum() for pair in pairs]
+    assert np.std(expected) > 10
+    np.testing.assert_allclose(found.nats_N, expected, rtol=1e-5, atol=1e-5)
+    assert found.greedy_N.tolist() == [False] * 30 + [True, False] * 4 + [False, log_p([5], [6])[0] > -0.1]
+
+
+def test_neither_order_nor_company_nor_the_size_of_blocks_changes_anything(small, pairs, monkeypatch):
+    found = log_likelihoods(*small, pairs)
+    order = RNG.permutation(len(pairs))
+    for block_tokens in (1024, 70):
+        monkeypatch.setattr(likelihood, "BLOCK_TOKENS", block_tokens)
+        shuffled = log_likelihoods(*small, [pairs[n] for n in order])
+        np.testing.assert_allclose(shuffled.nats_N, found.nats_N[order], rtol=1e-5)
+        np.testing.assert_array_equal(shuffled.greedy_N, found.greedy_N[order])
+    alone = log_likelihoods(*small, pairs[:1])
+    np.testing.assert_allclose(alone.nats_N, found.nats_N[:1], rtol=1e-5)
+
+
+def test_few_programs_serve_all_lengths(small, pairs, monkeypatch):
+    shapes = set()
+    monkeypatch.setattr(
+        likelihood, "_hidden", lambda *args, f=likelihood._hidden: shapes.add(args[2].shape) or f(*args)
+    )
+    log_likelihoods(*small, [Pair([1], [2] * n) for n in range(1, 40) for _ in range(9)])
+    assert {width for _, width in shapes} == {40}, "rows that begin another row are that row"
+    log_likelihoods(*small, [Pair([1], RNG.integers(0, 64, n).tolist()) for n in range(1, 40) for _ in range(9)])
+    assert {width for _, width in shapes} == {16, 24, 32, 40} and len(shapes) <= 5
+
+
+@given(st.integers(1, 5000))
+def test_padding_is_a_third_at_most(n):
+    assert n <= likelihood.padded_length(n) <= max(16, 1.5 * n)
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=5).map(tuple)))
+def test_a_row_is_kept_or_begins_a_kept_one(rows):
+    kept, place = likelihood._without_beginnings(rows)
+    assert set(kept) <= set(rows) and len(place) == len(rows)
+    for row, at in zip(rows, place):
+        assert kept[at][: len(row)] == row
+    for a, b in itertools.permutations(kept, 2):
+        assert b[: len(a)] != a
+
+
+@pytest.mark.parametrize(
+    "pair, said",
+    [
+        (([], [1]), "context of 0 and continuation of 1 tokens: one at least"),
+        (([1], []), "context of 1 and continuation of 0 tokens"),
+        (([1] * 21, [2] * 21), "a pair of 42 tokens: model.context = 40 takes one more at most"),
+        (([1, 64], [2]), "token id 64: the model's are 0 to 63; is this its tokenizer"),
+        (([1], [-1]), "token id -1"),
+    ],
+)
+def test_pairs_that_are_not_the_models_are_refused(small, pair, said):
+    with pytest.raises(InputError, match=said):
+        log_likelihoods(*small, [Pair([1], [2]), Pair(*pair)])
+
+
+def with_begin(tokenizer: Tokenizer, token: str) -> Tokenizer:
+    """The same tokenizer, which puts a token of its own before every text."""
+    other = Tokenizer.from_str(tokenizer.to_str())
+    template = processors.TemplateProcessing(single=f"{token} $A", special_tokens=[(token, other.token_to_id(token))])
+    other.post_processor = template
+    return other
+
+
+def test_the_continuation_is_what_the_whole_has_more_tokens_than_the_context(tokenizer):
+    encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+    texts = [("the sun", " and the moon"), ("the sun ", "and the moon"), ("the sun\n \n", " moon"), ("", "the sun")]
+    found = encode_pairs(tokenizer, texts)
+    assert found[0] == found[1] == (encode("the sun"), encode("the sun and the moon")[len(encode("the sun")) :])
+    assert found[2] == (encode("the sun"), encode("the sun\n \n moon")[len(encode("the sun")) :])
+    assert found[3] == ([tokenizer.token_to_id("<eos>")], encode("the sun"))
+    (across,) = encode_pairs(tokenizer, [("the s", "un")])  # "the sun" has other tokens than "the s" and "un"
+    assert across == (encode("the s"), encode("the sun")[len(encode("the s")) :])
+
+
+def test_the_tokenizers_own_begin_token_is_put_before_a_context(tokenizer):
+    own = with_begin(tokenizer, "<unk>")
+    plain = encode_pairs(tokenizer, [("the sun", " shines"), ("", "the sun")])
+    found = encode_pairs(own, [("the sun", " shines"), ("", "the sun")])
+    assert found == [([1, *plain[0].context], plain[0].continuation), ([1], plain[1].continuation)]
+
+
+def of_vocabulary(*tokens: str) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+def test_a_text_is_scored_after_begin_else_end_of_text_else_id_0(tokenizer):
+    assert begin_ids(of_vocabulary("a", "</s>", "<s>")) == [2]
+    assert begin_ids(of_vocabulary("a", "b", "</s>")) == [2]
+    assert begin_ids(of_vocabulary("a", "b")) == [0]
+    assert begin_ids(with_begin(of_vocabulary("a", "</s>", "<s>"), "</s>")) == [1]  # as OPT's
+    assert begin_ids(tokenizer) == [0]
+
+
+def test_pairs_are_split_as_by_lm_eval(tokenizer):
+    api = pytest.importorskip("lm_eval.api.model", reason="lm-eval is not installed: pip install 'jaxsat[lm-eval]'")
+    texts = [
+        (a + space, b)
+        for a, b in (("the sun", "and"), ("of", " tree sea"), ("st", "one"))
+        for space in ("", " ", "\n ")
+    ]
+
+    class Splitter(api.TemplateLM):
+        backend, eot_token_id = "causal", 0
+        _loglikelihood_tokens = loglikelihood_rolling = generate_until = None
+
+        def tok_encode(self, string, **_):
+            return self.tokenizer.encode(string).ids
+
+    splitter = Splitter()
+    for splitter.tokenizer in (tokenizer, with_begin(tokenizer, "<unk>")):
+        assert encode_pairs(splitter.tokenizer, texts) == [splitter._encode_pair(*text) for text in texts]
