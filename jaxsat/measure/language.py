@@ -28,7 +28,8 @@ def loss(runs: Callable[[Run], bool] = every) -> Measure:
 
 
 def head(runs: Callable[[Run], bool] = every) -> Measure:
-    """The spectrum of the output head: `singular_value`s, descending, and what sums them up; see `spectra`."""
+    """The spectrum of the output head: `singular_value`s, descending, and what sums them up; see `spectra`. Of a head
+    that is not linear those are its last matrix's, and there are `latent.singular_value` and so on of the others."""
     return Measure("head", _head, runs=runs, traced=True)
 
 
@@ -70,25 +71,28 @@ def _loss(c: Checkpoint) -> dict[str, jax.Array]:
 
 
 def _head(c: Checkpoint) -> dict[str, jax.Array]:
-    sigma_R = head_sigma(c.config, c.params)
+    found = {}
+    for name, factors in model.heads.matrices(c.config, c.params).items():
+        summary = partial(_spectrum, c.rank if name in ("output", "a") else c.config.width)
+        if factors[0].ndim == 3:  # several, as layers
+            numbers = jax.tree.map(lambda x_L: x_L.reshape(len(x_L), -1), jax.lax.map(summary, *factors))
+        else:
+            numbers = summary(*factors)
+        found |= numbers if name == "output" else {f"{name}.{metric}": value for metric, value in numbers.items()}
+    return found
+
+
+def _spectrum(rank: int | jax.Array, *factors: jax.Array) -> dict[str, jax.Array]:
+    """Of a matrix of at most this rank."""
+    sigma_R = spectra.head_spectrum(*factors) if len(factors) == 1 else spectra.factored_head_spectrum(*factors)
+    rank = jnp.minimum(rank, len(sigma_R))
     return {
-        "singular_value": jnp.where(
-            jnp.arange(len(sigma_R)) < c.rank, sigma_R, jnp.nan
-        ),  # beyond the run's own rank: none
-        "singular_entropy": spectra.singular_entropy(sigma_R, c.rank),
-        "effective_rank": spectra.effective_rank(sigma_R, c.rank),
-        "largest_share": spectra.largest_share(sigma_R, c.rank),
-        "condition_number": spectra.condition_number(sigma_R, c.rank),
+        "singular_value": jnp.where(jnp.arange(len(sigma_R)) < rank, sigma_R, jnp.nan),
+        "singular_entropy": spectra.singular_entropy(sigma_R, rank),
+        "effective_rank": spectra.effective_rank(sigma_R, rank),
+        "largest_share": spectra.largest_share(sigma_R, rank),
+        "condition_number": spectra.condition_number(sigma_R, rank),
     }
-
-
-def head_sigma(config: ModelConfig, params: model.Params) -> jax.Array:
-    """Singular values of the head, of A B when factored."""
-    if config.tied_head:
-        return spectra.head_spectrum(params["embedding"])
-    if config.head_rank is None:
-        return spectra.head_spectrum(params["head"]["kernel"])
-    return spectra.factored_head_spectrum(params["head"]["a"], params["head"]["b"])
 
 
 def _anisotropy(c: Checkpoint) -> dict[str, jax.Array]:
