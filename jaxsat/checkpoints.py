@@ -345,7 +345,8 @@ def find_run(out: epath.PathLike, run_id: str) -> tuple[Run, Pack]:
 
 
 def _parts(state: dict[str, Any]) -> dict[str, Any]:
-    return {"params": state["params"], "rest": {k: v for k, v in state.items() if k != "params"}}
+    rest = {k: v for k, v in state.items() if k != "params"}
+    return {"params": state["params"]} | ({"rest": rest} if rest else {})  # orbax saves nothing empty
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -5,21 +5,37 @@ import contextlib
 import dataclasses
 import errno
 import json
+import math
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from jaxsat.config import InputError, Layout, Preempted
+from jaxsat.commands import (
+    Command,
+    Compute,
+    CorpusList,
+    CorpusPrepare,
+    Evaluate,
+    Export,
+    Fit,
+    Generate,
+    Import,
+    Measure,
+    Plan,
+    Report,
+    Reproduce,
+    Show,
+    Train,
+)
+from jaxsat.config import DataConfig, InputError, Layout, Preempted
 from jaxsat.fit_options import Options as TableOptions
 from jaxsat.fit_options import is_table
 
@@ -27,119 +43,8 @@ from jaxsat.fit_options import is_table
 # fight for its threads: measuring 6 runs of width 64 took 37 s of two cores' time instead of 27.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 DESCRIPTION = "Sweeps of small language models over depth, width and head rank: train, measure, fit, report."
-Positional = tyro.conf.Positional
 # Parts of the time of a whole study, for the estimate of what remains; measured at the laptop scale.
-SHARES = {"corpus": 0.02, "train": 0.68, "measure": 0.15, "compute": 0.10, "report": 0.05}
-
-
-@dataclass(frozen=True)
-class What:
-    name: Annotated[Positional[str], tyro.conf.arg(metavar="NAME|FILE")]
-    """An experiment that comes with jaxsat, or the path of your own Python file."""
-    scale: Literal["laptop", "workstation", "pod"] = "laptop"
-    """laptop: minutes on 2 cores; workstation: about an hour on one GPU; pod: the paper's own sizes."""
-
-
-@dataclass(frozen=True)
-class Where(What):
-    out: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/NAME)")] = None
-    """Output directory. The default ends in -SCALE unless that is laptop."""
-
-
-@dataclass(frozen=True)
-class Compute(Where):
-    layout: Layout = Layout()
-    share: Annotated[str | None, tyro.conf.arg(metavar="I/N", help_behavior_hint="(default: all)")] = None
-    """Only the I-th of N shares of the work, for N jobs with one --out; the report is made after them, without it."""
-    dry_run: bool = False
-    """Say what would be trained, measured and computed, and stop."""
-
-
-@dataclass(frozen=True)
-class Reproduce(Compute):
-    """Train, measure, fit and report. The same command again continues, or finishes at once."""
-
-    tensorboard: bool = False
-    """Also write TensorBoard files under runs/<id> (needs the extra: pip install 'jaxsat[tensorboard]')."""
-
-
-@dataclass(frozen=True)
-class Train(Reproduce):
-    """Train the runs of a sweep, from their newest checkpoints."""
-
-
-@dataclass(frozen=True)
-class Measure(Compute):
-    """Measure every checkpoint that a measure has not seen yet, and what is computed without a model."""
-
-
-@dataclass(frozen=True)
-class Fit(Where):
-    """Fit scaling laws and print their constants with intervals: those of an experiment to its measurements, or one
-    form to any TABLE (.csv, .csv.gz, .parquet or .jsonl)."""
-
-    name: Annotated[Positional[str], tyro.conf.arg(metavar="NAME|FILE|TABLE")]
-    """An experiment that comes with jaxsat, the path of your own Python file, or that of a table."""
-    table: Annotated[TableOptions, tyro.conf.arg(name="")] = TableOptions()
-
-
-@dataclass(frozen=True)
-class Report(Where):
-    """Rebuild the report from the measurements. Needs neither text nor network."""
-
-    to: Annotated[str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: in DIR)")] = None
-    """Where the report is put, if not in the output directory: of a study that is not yours to write to."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan(What):
-    """Compile a sweep for TPUs that are not here: what fits, memory, FLOPs, chip-hours. Exit code 1: it does not fit.
-
-    Needs the extra: pip install 'jaxsat[tpu]'. A shape takes minutes the first time."""
-
-    topology: Annotated[str, tyro.conf.arg(metavar="CHIP:SHAPE")]
-    """One slice, such as v5e:16x16. Chips: v4, v5e, v5p, v6e."""
-    slices: int = 1
-    """Slices, between which the network is slow."""
-    layout: Layout = Layout()
-    mfu: float = 0.4
-    """The part of the chips' peak FLOP/s that is taken to be used, for the chip-hours."""
-    json: bool = False
-    """JSON instead of a table."""
-
-
-@dataclass(frozen=True)
-class Show:
-    """A table of the runs in an output directory: step, loss, state."""
-
-    out: Annotated[Positional[str], tyro.conf.arg(metavar="DIR")]
-    """An output directory, such as runs/saturation."""
-
-
-@dataclass(frozen=True)
-class CorpusList:
-    """The corpora that come with jaxsat."""
-
-
-@dataclass(frozen=True)
-class CorpusPrepare:
-    """Build a corpus now, so that training need not."""
-
-    name: Annotated[Positional[str], tyro.conf.arg(metavar="NAME|FILE")]
-    """A name from `jaxsat corpus list`, a TFDS name such as c4/en, or the path of a .txt or .jsonl file."""
-
-
-Corpus = Annotated[CorpusList, tyro.conf.subcommand("list")] | Annotated[CorpusPrepare, tyro.conf.subcommand("prepare")]
-Command = (
-    Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Measure, tyro.conf.subcommand("measure")]
-    | Annotated[Fit, tyro.conf.subcommand("fit")]
-    | Annotated[Report, tyro.conf.subcommand("report")]
-    | Annotated[Plan, tyro.conf.subcommand("plan")]
-    | Annotated[Show, tyro.conf.subcommand("show")]
-    | Annotated[Corpus, tyro.conf.subcommand("corpus", description="List or prepare corpora.")]
-)
+SHARES = {"import": 0.0, "corpus": 0.02, "train": 0.68, "measure": 0.15, "compute": 0.10, "report": 0.05}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -213,12 +118,21 @@ def run(command: Command) -> int:
 
     if isinstance(command, Fit) and command.table != TableOptions():
         raise InputError(f"{command.name} is no table (.csv, .csv.gz, .parquet, .jsonl): only --scale and --out apply")
-    layout = command.layout if isinstance(command, Compute) else Layout()
-    parallel.start(layout)
+    parallel.start(layout := command.layout if isinstance(command, Compute | Import) else Layout())
     from jaxsat import checkpoints, hosts
-    from jaxsat.study import Study
 
     checkpoints.quiet()
+    match command:
+        case Import():
+            return _import(command, console)
+        case Export():
+            return _export(command)
+        case Evaluate():
+            return _evaluate(command, console)
+        case Generate():
+            return _generate(command)
+    from jaxsat.study import Study
+
     share = _share(command.share) if isinstance(command, Compute) else (1, 1)
     study = Study(command.name, command.scale, command.out, layout, share)
     if isinstance(command, Compute) and command.dry_run:
@@ -254,6 +168,67 @@ def run(command: Command) -> int:
     hosts.first(lambda: [print(f"jaxsat: {notice}", file=sys.stderr) for notice in study.notices()])
     if said:
         print(said)
+    return 0
+
+
+def _import(command: Import, console: Console) -> int:
+    from jaxsat import imports, series
+
+    first = command.src[0].rstrip("/").partition("@")[0]
+    name = command.name or series.name_of(first)
+    data = DataConfig(corpus=command.corpus)
+    asked = series.Import(name, command.src, command.step, command.tokens_per_step, data)
+    with _Bar(console) as bar:
+        for line in imports.bring(command.to, asked, command.measure, command.layout, bar):
+            print(f"jaxsat: {line}", file=sys.stderr)
+    console.print(_runs(command.to))
+    return 0
+
+
+def _export(command: Export) -> int:
+    from jaxsat import interop, series
+
+    (found,) = series.open_series(command.out, command.run)
+    step = found.steps[-1] if command.step is None else command.step
+    file = found.tokenizer_file
+    tokenizer = file.read_text() if file and file.exists() else None
+    interop.write(found.config, found.params(step), tokenizer, command.to)
+    print(command.to)
+    return 0
+
+
+def _evaluate(command: Evaluate, console: Console) -> int:
+    import pandas as pd
+
+    from jaxsat import evaluate, series
+
+    items = [evaluate.read_items(file) for file in command.items]
+    frames = []
+    for found in series.open_series(command.where, command.run, command.step):
+        for step in found.steps if command.step or command.every else found.steps[-1:]:
+            for scores in series.scored(command.where, found, step, items, command.cut):
+                frames.append(scores.summary.assign(series=found.name, step=step))
+                if scores.cut and not command.json:
+                    print(f"jaxsat: {found.name}: {scores.cut} contexts were cut", file=sys.stderr)
+    table = pd.concat(frames, ignore_index=True)
+    table = table[["series", "step", "items", "group", "n", "metric", "value", "low", "high"]]
+    if command.json:
+        records = table.astype(object).where(table.map(lambda x: x not in (math.inf, -math.inf)), None)
+        print(json.dumps(records.to_dict("records"), allow_nan=False))
+    else:
+        console.print(_frame(table))
+    return 0
+
+
+def _generate(command: Generate) -> int:
+    from jaxsat import evaluate, series
+
+    for found in series.open_series(command.where, command.run):
+        params = found.params(found.steps[-1] if command.step is None else command.step)
+        settings = dict(temperature=command.temperature, top_k=command.top_k, top_p=command.top_p, seed=command.seed)
+        texts = evaluate.generate(found.config, params, found.tokenizer, command.prompt, command.tokens, **settings)
+        for prompt, text in zip(command.prompt, texts):
+            print(prompt + text)
     return 0
 
 

@@ -293,12 +293,16 @@ def summary(out: epath.PathLike) -> pd.DataFrame:
     runs, states = directory.runs, directory.states(directory.runs)
     if not runs:
         return pd.DataFrame(columns=["run", "part", "step", "loss", "state"])
-    parts: dict[str, dict[str, None]] = {id: {} for id in runs}  # in order, each once
+    parts = {
+        id: dict.fromkeys([run.imported.name] if run.imported.name else []) for id, run in runs.items()
+    }  # in order
     for experiment in directory.experiments.values():
         for name, members in experiment["parts"].items():
             for id in members:
                 parts[id][name] = None
-    shown_of = pd.DataFrame([{"part": ", ".join(parts[id])} | flatten(run) for id, run in runs.items()])
+    shown_of = pd.DataFrame(
+        [{"part": ", ".join(parts[id])} | flatten(run) | {"train.steps": run.last_step} for id, run in runs.items()]
+    )
     shown = ["part", "train.steps"]
     for key in differing_keys(list(runs.values())):  # heads follow from widths, most settings from the part
         if shown_of.groupby(shown, dropna=False)[key].nunique(dropna=False).max() > 1:

@@ -1,12 +1,13 @@
 """An experiment is a Python file of declarations; here it is found, run and checked.
 
     def sweeps(scale) -> list[Sweep]         what is trained; the name of a sweep is the runs' part
+    def imports(scale) -> list[Import]       what others have trained; their part is "imported"
     def measures(scale) -> list[Measure]     of every checkpoint; `measure.standard()` where it is missing
     def computed(scale) -> list[Computed]    rows of no trained model
     TASKS: dict[str, Task]                   what is no language model, by the `task` of its runs
     LAWS: dict[str, Law]; SECTIONS: list[Section]; CLAIMS: list[Claim]
 
-Only `sweeps` or `computed` is needed.
+One of `sweeps`, `imports` and `computed` is needed, and nothing else.
 """
 
 import contextlib
@@ -35,6 +36,7 @@ from jaxsat.laws import Law
 from jaxsat.measure import Computed, Measure
 from jaxsat.report import Section, check_names
 from jaxsat.results import NotMeasured, Results
+from jaxsat.series import Import
 from jaxsat.sweep import Sweep
 from jaxsat.train import Task
 
@@ -50,16 +52,18 @@ class Experiment:
     file: Path
     title: str
     sweeps: Sequence[Sweep]
+    imports: Sequence[Import]
     measures: Sequence[Measure]
     computed: Sequence[Computed]
     tasks: Mapping[str, Task]
     laws: Mapping[str, Law]
     sections: Sequence[Section]
     claims: Sequence[Claim]
+    imported: tuple[Run, ...] = ()  # what `imports` are in a directory
 
     @property
     def runs(self) -> dict[str, Run]:
-        return {run.id: run for sweep in self.sweeps for run in sweep.runs}
+        return {run.id: run for runs in (*(sweep.runs for sweep in self.sweeps), self.imported) for run in runs}
 
     def fitted(self, results: Results) -> Results:
         """`results` with the laws, and why others could not be fitted."""
@@ -97,7 +101,10 @@ class Experiment:
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:
         """Name of the part -> ids of its runs. A run may belong to several."""
-        return {sweep.name: tuple(run.id for run in sweep.runs) for sweep in self.sweeps}
+        parts = {sweep.name: sweep.runs for sweep in self.sweeps} | (
+            {"imported": self.imported} if self.imported else {}
+        )
+        return {name: tuple(run.id for run in runs) for name, runs in parts.items()}
 
 
 def names() -> list[str]:
@@ -112,14 +119,16 @@ def load(name: str, scale: str) -> Experiment:
         raise unknown("scale", scale, SCALES)
     module = _module(name)
     file = Path(module.__file__)
-    has = [f for f in ("sweeps", "computed") if callable(getattr(module, f, None))]
+    has = [f for f in ("sweeps", "imports", "computed") if callable(getattr(module, f, None))]
     if not has:
-        raise InputError(f"{name} defines neither sweeps(scale) nor computed(scale): an experiment needs one of them")
+        raise InputError(
+            f"{name} defines neither sweeps(scale) nor imports(scale) nor computed(scale): it needs one of them"
+        )
     asked = {f: _listed(module, name, f, kind, scale) for f, kind in
-             {"sweeps": Sweep, "measures": Measure, "computed": Computed}.items()}  # fmt: skip
+             {"sweeps": Sweep, "imports": Import, "measures": Measure, "computed": Computed}.items()}  # fmt: skip
     if "measures" not in vars(module):
         asked["measures"] = measure.standard()
-    if not asked["sweeps"] and not asked["computed"]:
+    if not any(asked[f] for f in has):
         raise InputError(f"{name}: {' and '.join(f'{f}({scale!r})' for f in has)} returned nothing to do")
     declared = {
         key: _declared(module, name, key, kind, empty)
@@ -130,7 +139,8 @@ def load(name: str, scale: str) -> Experiment:
             ("CLAIMS", Claim, []),
         )
     }
-    for what, items in (("measure", [*asked["measures"], *asked["computed"]]), ("part", asked["sweeps"])):
+    for what, items in (("measure", [*asked["measures"], *asked["computed"]]), ("part", asked["sweeps"]),
+                        ("import", asked["imports"])):  # fmt: skip
         if repeated := _repeated([item.name for item in items]):
             raise InputError(f"{name}: two {what}s are named {repeated!r}")
     if repeated := _repeated([claim.id for claim in declared["CLAIMS"]]):
@@ -152,7 +162,7 @@ def load(name: str, scale: str) -> Experiment:
     except InputError as e:
         raise InputError(f"{name}: {e}") from None
     for m in asked["measures"]:
-        for step in m.at if isinstance(m.at, tuple) else ():
+        for step in m.at if isinstance(m.at, tuple) and not experiment.imports else ():
             if not any(step in run.checkpoint_steps for run in runs if m.runs(run)):
                 raise InputError(f"{name}: measure {m.name!r} asks for step {step}, of which no run has a checkpoint")
     return experiment

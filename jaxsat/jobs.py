@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 
 from jaxsat import corpus as corpora
-from jaxsat import hosts, model, parallel
+from jaxsat import hosts, imports, model, parallel
 from jaxsat.checkpoints import Store
 from jaxsat.config import InputError, Layout, Run
 from jaxsat.directory import Directory, RunState, text_key
 from jaxsat.measure import Computed, Measure, measured, table
 from jaxsat.measure.measure import values
 from jaxsat.measure.packs import Todo
+from jaxsat.series import Import
 from jaxsat.stop import Stop
 from jaxsat.sweep import Pack, describe_packs, parents_first
 from jaxsat.train import LANGUAGE_MODEL, Task, train_pack
@@ -41,6 +42,7 @@ class Jobs:
     command: str  # that does all of it
     layout: Layout = Layout()
     tasks: Mapping[str, Task] = dataclasses.field(default_factory=dict)
+    imports: Mapping[str, Import] = dataclasses.field(default_factory=dict)  # by the id of the run
     texts: dict[str, corpora.Corpus] = dataclasses.field(default_factory=dict)
 
     # What is pending, told by what is on disk.
@@ -52,7 +54,7 @@ class Jobs:
         ends = {(series, step) for series, step, _, _ in done}
 
         def ended(pack: Pack, run: Run) -> bool:
-            if states[run.id].name == "diverged" or (run.id, run.last_step) in ends:
+            if run.imported.name or states[run.id].name == "diverged" or (run.id, run.last_step) in ends:
                 return True
             wanted = any(run.last_step in _steps(m, run, states[run.id], {}) for m in self._of(run))
             return states[run.id].name == "done" and not wanted and run.last_step in self.checkpoints(pack)
@@ -124,6 +126,8 @@ class Jobs:
         diverged = [id for id, state in states.items() if state.name == "diverged"]
         for metric, n in none[~none["series"].isin(diverged)].groupby("metric").size().items():
             said.append(f"{metric} is not a number {n} times, which are left out")
+        for pack in self.packs:
+            said += imports.notices(self.directory, pack.runs[0]) if pack.runs[0].imported.name else []
         return said + ([f"{gone} checkpoints that were to be measured are gone"] if gone else [])
 
     def _of(self, run: Run) -> list[Measure]:
@@ -140,6 +144,21 @@ class Jobs:
         changed = hosts.together(lambda: [key for key, run in runs.items() if self.directory.changed_text(run)])
         for key in sorted(set().union(*changed)):
             self.text(runs[key])
+
+    def obtain(self, progress: Progress) -> None:
+        """Imports the series of others."""
+
+        def steps() -> Iterator[pd.DataFrame]:
+            for pack in self.packs:
+                run = pack.runs[0]
+                if asked := self.imports.get(run.id):
+                    for i, n, rows in imports.imported(self.directory, asked, run, layout=self.layout):
+                        progress("import", i / n, f"{asked.name}, {i} of {n} steps")
+                        yield rows
+
+        if self.imports:
+            hosts.first(self.directory.save)
+            self._run("import", steps())
 
     def train(self, progress: Progress, tensorboard: bool = False) -> None:
         self.check_texts()
@@ -194,9 +213,9 @@ class Jobs:
         total, made = sum(map(len, todo.values())), 0
         for pack, of in todo.items():
             if of:
-                folder = self.directory.path / "checkpoints" / pack.id
+                folder, text = self.directory.path / "checkpoints" / pack.id, self.text(pack.runs[0])
                 with Store(folder, [run.id for run in pack.runs]) as store:
-                    for step, rows in measured(pack, store, self.text(pack.runs[0]), of, self.layout):
+                    for step, rows in measured(pack, store, text, of, self.layout, self.directory.path / "runs"):
                         made += 1
                         what = f"width {pack.model.width} x {len(pack.runs)} runs, step {step}"
                         progress("measure", made / total, what)
@@ -236,12 +255,15 @@ class Jobs:
     def text(self, run: Run, progress: corpora.Progress = lambda done, total, what: None) -> corpora.Corpus | None:
         """The corpus of a run, on every host, that the directory knows or gets to know; None where its task reads none.
         Raises InputError for another."""
-        if not self._task(run).reads:
+        if not self._task(run).reads or run.imported.name and not run.data.corpus:
             return None
         if (key := f"{text_key(run)} {run.model.context}") not in self.texts:
 
             def prepare() -> None:
-                corpus = corpora.prepare(run.data, run.model.vocab_size, run.model.context, progress)
+                if run.imported.name:
+                    corpus = imports.text(self.directory, run, progress)
+                else:
+                    corpus = corpora.prepare(run.data, run.model.vocab_size, run.model.context, progress)
                 self.directory.know_text(run, corpus)
                 self.texts[key] = corpus
 

@@ -1,6 +1,7 @@
 """A study: one experiment at one scale in one directory: obtain, measure, fit, report. Every stage continues where it
 stopped, and does only what is not there yet."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 from etils import epath
 
 from jaxsat import experiment as experiments
-from jaxsat import hosts, parallel, report
+from jaxsat import hosts, imports, parallel, report
 from jaxsat.claims import Judged, judge
 from jaxsat.config import InputError, Layout, flatten, validate_layout
 from jaxsat.directory import Directory, RunState, runs_table
@@ -54,7 +55,8 @@ class Study:
         computed = self.experiment.computed[i - 1 :: n]
         writer = f"{self.name}-{i}-of-{n}"
         self.jobs = Jobs(self.directory, self.packs[i - 1 :: n], frozenset(asked), self.experiment.measures, computed,
-                         writer, self.command + self._out, layout, self.experiment.tasks)  # fmt: skip
+                         writer, self.command + self._out, layout, self.experiment.tasks,
+                         {asked.id: asked for asked in self.experiment.imports})  # fmt: skip
 
     def _open(self, name: str, scale: str, out: epath.PathLike | None) -> None:
         self.experiment = experiments.load(name, scale)
@@ -63,6 +65,8 @@ class Study:
         self._out = f" --out {out}" if out else ""
         self.out = epath.Path(out or f"runs/{self.experiment.name}" + ("" if scale == "laptop" else f"-{scale}"))
         self.directory = Directory.open(self.out)
+        imported = tuple(imports.resolve(self.directory, asked) for asked in self.experiment.imports)
+        self.experiment = dataclasses.replace(self.experiment, imported=imported)
         self.directory.know_settings(parallel.number_settings())
         self.directory.experiments[self.name] = {"command": self.command, "parts": self.experiment.parts}
 
@@ -70,6 +74,7 @@ class Study:
 
     def train(self, progress: Progress, tensorboard: bool = False) -> None:
         with user_code(self.experiment.file):
+            self.jobs.obtain(progress)
             self.jobs.train(progress, tensorboard)
 
     def measure(self, progress: Progress) -> None:

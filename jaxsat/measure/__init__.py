@@ -3,7 +3,9 @@
 from jaxsat.measure import table
 from jaxsat.measure.cosine import anisotropy as mean_pairwise_cosine
 from jaxsat.measure.heads import control, frozen_head_losses, lipschitz_bound, train_frozen_heads, truncated_heads
-from jaxsat.measure.language import anisotropy, frozen_heads, head, loss, standard
+from jaxsat.measure.items import items
+from jaxsat.measure.language import anisotropy, centred_anisotropy, frozen_heads, head, loss, standard
+from jaxsat.measure.matrices import MATRICES, norms, row_anisotropy, spectrum
 from jaxsat.measure.measure import Checkpoint, Computed, Heldout, Measure
 from jaxsat.measure.packs import measured
 from jaxsat.measure.spectra import (
@@ -19,8 +21,10 @@ __all__ = [
     "Checkpoint",
     "Computed",
     "Heldout",
+    "MATRICES",
     "Measure",
     "anisotropy",
+    "centred_anisotropy",
     "condition_number",
     "control",
     "effective_rank",
@@ -28,13 +32,17 @@ __all__ = [
     "frozen_head_losses",
     "frozen_heads",
     "head",
+    "items",
     "head_spectrum",
     "largest_share",
     "lipschitz_bound",
     "loss",
     "mean_pairwise_cosine",
     "measured",
+    "norms",
+    "row_anisotropy",
     "singular_entropy",
+    "spectrum",
     "standard",
     "table",
     "train_frozen_heads",

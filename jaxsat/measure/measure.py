@@ -15,6 +15,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import pandas as pd
+from etils import epath
 from numpy.typing import ArrayLike
 
 from jaxsat import model
@@ -59,7 +60,7 @@ class Checkpoint:
 
     `params`: as `model.init` draws them, float32. `rank`: of the head, to which its factors are cut. Where `of` is
     traced (see `Measure`) they are tracers, factors are as wide as the largest rank in the pack, with zeros beyond
-    `rank`, and `run`, `step`, `tokens` and `corpus` are None.
+    `rank`, and `run`, `step`, `tokens`, `corpus` and `tokenizer` are None.
     """
 
     config: ModelConfig
@@ -70,6 +71,7 @@ class Checkpoint:
     step: int | None = None
     tokens: int | None = None  # seen in training
     corpus: Corpus | None = None
+    tokenizer: epath.Path | None = None  # its tokenizer.json
 
 
 def blocks(rows_MxT1: np.ndarray, n_devices: int = 1) -> np.ndarray:

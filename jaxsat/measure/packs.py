@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pandas as pd
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -25,10 +26,15 @@ Todo = Mapping[int, Sequence[tuple[Measure, Sequence[Run]]]]  # step -> what is 
 
 
 def measured(
-    pack: Pack, store: Store, corpus: Corpus | None, todo: Todo, layout: Layout = Layout()
+    pack: Pack,
+    store: Store,
+    corpus: Corpus | None,
+    todo: Todo,
+    layout: Layout = Layout(),
+    folder: epath.Path | None = None,
 ) -> Iterator[tuple[int, pd.DataFrame]]:
     """(step, rows of the table that this host is to write) for each step of `todo`, ascending. Without a corpus, only
-    what needs no text can be measured.
+    what needs no text can be measured. `folder`: where the tokenizers of its runs lie, DIR/runs.
 
     Parameters lie over the devices as in training, and the held-out rows over axis `data`. Products are taken in full
     float32, whatever training did (C8: TF32 and bf16 passes move a loss in its fourth digit).
@@ -42,9 +48,8 @@ def measured(
     before = -1
     for step in sorted(todo):
         shapes = store.shapes(step)
-        params_K = store.params(
-            step, abstract_like(shapes, state_shardings(mesh, shapes))
-        )  # read while the devices still measure the one before
+        abstract = abstract_like(shapes, state_shardings(mesh, shapes))
+        params_K = store.params(step, abstract)  # read while the devices still measure the one before
         if finish:
             yield before, finish()
         traced = {m: runs for m, runs in todo[step] if m.traced}
@@ -54,7 +59,7 @@ def measured(
         if jax.process_count() > 1:  # reading asks the other processes: never two programs of several at once
             jax.block_until_ready(list(found.values()))
         plain = [(m, run) for m, runs in todo[step] if not m.traced for run in runs]
-        finish = partial(_finish, pack, store, corpus, step, params_K, traced, found, plain)
+        finish = partial(_finish, pack, store, corpus, folder, step, params_K, traced, found, plain)
         before = step
     if finish:
         yield before, finish()
@@ -72,7 +77,7 @@ def _traced(of, config: ModelConfig, mesh, params_K, rank_K, text: Heldout | NoT
     return over_runs(mesh, one, shared=1)(params_K, rank_K, text)
 
 
-def _finish(pack, store, corpus, step, params_K, traced, found, plain) -> pd.DataFrame:
+def _finish(pack, store, corpus, folder, step, params_K, traced, found, plain) -> pd.DataFrame:
     """Waits for what is measured at a step, measures the rest, and makes rows of it."""
     frames = []
     for measure, runs in traced.items():
@@ -91,7 +96,8 @@ def _finish(pack, store, corpus, step, params_K, traced, found, plain) -> pd.Dat
         text = heldout(corpus) if mine and corpus else NO_TEXT  # on one device, as the parameters are
         for measure, run in mine:
             params = own(pack, alone_K, run)
-            c = Checkpoint(run.model, params, run.model.rank, text, run, step, step * run.tokens_per_step, corpus)
+            c = Checkpoint(run.model, params, run.model.rank, text, run, step, step * run.tokens_per_step, corpus,
+                           folder and folder / run.id / "tokenizer.json")  # fmt: skip
             with exact():
                 frames.append(_rows(measure, run, step, measure.of(c)))
 

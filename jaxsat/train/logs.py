@@ -1,4 +1,4 @@
-"""What a run leaves beside its checkpoints: runs/<id>/{config.json, env.json, metrics.jsonl}."""
+"""What a run leaves beside its checkpoints: runs/<id>/{config.json, env.json, metrics.jsonl, tokenizer.json}."""
 
 import json
 import os
@@ -55,13 +55,22 @@ class RunLog:
     and object storage, which cannot append, will do. A run that continues from `step` keeps the lines up to it.
     Only the first of many hosts writes, and none without a directory."""
 
-    def __init__(self, directory: epath.Path | None, run: Run, step: int, tensorboard: bool = False):
+    def __init__(
+        self,
+        directory: epath.Path | None,
+        run: Run,
+        step: int,
+        tensorboard: bool = False,
+        tokenizer: epath.PathLike | None = None,
+    ):
         self._directory = directory if jax.process_index() == 0 else None
         self._events = _summary_writer(directory / "tensorboard", step) if tensorboard and self._directory else None
         self.lines = [line for line in read_metrics(directory) if line["step"] <= step] if directory else []
         self.diverged = any("diverged" in line for line in self.lines)
         if self._directory:
             write_atomically(directory / "config.json", dumps(run))
+            if tokenizer:
+                write_atomically(directory / "tokenizer.json", epath.Path(tokenizer).read_text())
             launches = [*read_launches(directory), environment()]  # each may be on another machine
             write_atomically(directory / "env.json", json.dumps(launches, indent=2))
 

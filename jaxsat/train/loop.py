@@ -101,7 +101,7 @@ def train_pack(
         start = int(state["step"])
         if start == train.steps:
             return None
-        window = stack.enter_context(contextlib.closing(_Window(pack, out, start, mesh, stop, tensorboard)))
+        window = stack.enter_context(contextlib.closing(_Window(pack, corpus, out, start, mesh, stop, tensorboard)))
         batches = stack.enter_context(
             contextlib.closing(_batches(pack, corpus, start + pack.runs[0].batch_offset, per_run_and_row(mesh)))
         )
@@ -148,10 +148,20 @@ class _Window:
     """Metrics of the steps since the last line, read one window late so that dispatch never waits."""
 
     def __init__(
-        self, pack: Pack, out: epath.Path | None, start: int, mesh: jax.sharding.Mesh, stop: Stop, tensorboard: bool
+        self,
+        pack: Pack,
+        corpus: corpora.Corpus | None,
+        out: epath.Path | None,
+        start: int,
+        mesh: jax.sharding.Mesh,
+        stop: Stop,
+        tensorboard: bool,
     ):
         self.pack, self.every = pack, WINDOW
-        self.logs = [RunLog(out and out / "runs" / run.id, run, start, tensorboard) for run in pack.runs]
+        self.logs = [
+            RunLog(out and out / "runs" / run.id, run, start, tensorboard, corpus and corpus.tokenizer)
+            for run in pack.runs
+        ]
         self.losses = [float("nan")] * len(pack.runs)
         self._mesh, self._stop, self._agreed_signal = mesh, stop, 0
         self._previous: tuple[list[int], Any] = [], None  # steps, their metrics

@@ -1,0 +1,204 @@
+"""Series of others into a directory: each step is read, hashed and placed, then kept as a checkpoint, or measured and
+dropped. What is done is told by what is on disk, so an import that was stopped goes on."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+import pandas as pd
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxsat import corpus as corpora
+from jaxsat import experiment as experiments
+from jaxsat import hosts, interop, measure, model, parallel
+from jaxsat.checkpoints import Store
+from jaxsat.config import InputError, Layout, Run, dumps, flatten, override, unknown
+from jaxsat.directory import Directory
+from jaxsat.disk import write_atomically
+from jaxsat.measure import Measure, table
+from jaxsat.measure.packs import measured
+from jaxsat.parallel import make_mesh, pack_layout, state_shardings
+from jaxsat.series import Import, check_hashes, missing_steps, opened
+from jaxsat.stop import Stop
+from jaxsat.sweep import Pack
+from jaxsat.train import read_metrics
+
+SAMPLE = 2**16  # numbers of an embedding of which two steps are compared
+
+
+def bring(
+    out: epath.PathLike,
+    asked: Import,
+    measures: Sequence[str],
+    layout: Layout,
+    progress: Callable[[str, float, str], None],
+) -> list[str]:
+    """Imports a series into an output directory, which is begun where there is none; with the names of `measures` each
+    step is measured and dropped. What is odd about it, in lines."""
+    directory = Directory.open(out)
+    stream = _named(measures)
+    directory.know_settings(parallel.number_settings())
+    run = resolve(directory, asked)
+    directory.grow([run], lambda run, n_runs: (1, 1))
+    directory.runs[run.id] = run
+    hosts.first(directory.save)
+    with (
+        Stop("stopped in an import") as stop,
+        table.Writer(directory.path / "measurements", f"import-{asked.name}") as writer,
+    ):
+        for i, n, rows in imported(directory, asked, run, stream, layout):
+            progress("import", i / n, f"{asked.name}, {i} of {n} steps")
+            if len(rows):
+                writer.add(rows)
+            stop.check()
+    return notices(directory, run)
+
+
+def _named(names: Sequence[str]) -> list[Measure]:
+    """The measures of these names; of an experiment's path, all of its."""
+    if [name for name in names if name.endswith(".py")]:
+        return [m for name in names for m in experiments.load(name, "laptop").measures]
+    known = {m.name: m for m in measure.standard()}
+    for name in names:
+        if name not in known:
+            raise unknown("measure", name, known)
+    return [known[name] for name in names]
+
+
+def resolve(directory: Directory, asked: Import) -> Run:
+    """The run that an import is in a directory: what is there, and where its sources are at hand, what they add. Raises
+    InputError for sources that are nowhere."""
+    there = directory.runs.get(asked.id)
+    have = there.imported.steps if there else ()
+    try:
+        steps = {*asked.found(), *have}
+    except InputError:
+        if there is None or not set(asked.steps) <= {*have}:
+            raise
+        steps = {*have}
+    if there:
+        return asked.run(there.model, steps)
+    return asked.run(interop.peek(asked.found()[min(steps)]), steps)
+
+
+def text(
+    directory: Directory, run: Run, progress: corpora.Progress = lambda done, total, what: None
+) -> corpora.Corpus | None:
+    """That on which an imported series is measured, by its own tokenizer; None where it has none."""
+    if not run.data.corpus:
+        return None
+    tokenizer = directory.path / "runs" / run.id / "tokenizer.json"
+    if not tokenizer.exists():
+        raise InputError(f"{run.imported.name} came without a tokenizer.json: its loss on a text cannot be measured")
+    data = override(run, {"data.tokenizer": str(tokenizer)}).data
+    return corpora.prepare(data, run.model.vocab_size, run.model.context, progress)
+
+
+def imported(
+    directory: Directory, asked: Import, run: Run, stream: Sequence[Measure] = (), layout: Layout = Layout()
+) -> Iterator[tuple[int, int, pd.DataFrame]]:
+    """(steps done, of how many, rows) after each step that is not in the directory yet. With measures to `stream`,
+    after each that they have not seen: its rows, and its weights are dropped again. All hosts take the same steps.
+
+    Raises InputError for a step of another model, one that is no more what it was, and one with the weights of another.
+    """
+    log, pack = directory.path / "runs" / run.id, Pack((run,))
+    lines = {line["step"]: line for line in read_metrics(log)}
+    done = set(map(tuple, hosts.first(lambda: _seen(directory, run)))) if stream else set()
+    todo = {step: [(m, [run]) for m in stream if (step, m.key, m.version) not in done] for step in run.imported.steps}
+    mesh = make_mesh(pack, Layout(**hosts.first(lambda: dataclasses.asdict(pack_layout(pack, layout)))))
+    with Store(directory.path / "checkpoints" / run.id, [run.id], writable=True) as store:
+        here = lambda step: step in lines and (not todo[step] if stream else step in store.steps)
+        wanted = hosts.first(lambda: [step for step in run.imported.steps if not here(step)])
+        found = asked.found() if wanted else {}
+        for i, step in enumerate(wanted):
+            if step not in found:
+                raise InputError(f"{asked.name}: step {step} has not been imported, and is not in its source any more")
+            if step not in store.steps or step not in lines:
+                lines[step] = _bring(asked, run, step, found[step], lines, mesh, store, log)
+            rows = table.empty()
+            if todo[step]:
+                ((_, rows),) = measured(pack, store, text(directory, run), {step: todo[step]}, layout, log.parent)
+            yield i + 1, len(wanted), rows
+
+            def note() -> None:
+                whole = "".join(json.dumps(lines[step]) + "\n" for step in sorted(lines))
+                write_atomically(log / "config.json", dumps(run))
+                write_atomically(log / "metrics.jsonl", whole)
+
+            hosts.first(note)
+            if stream:
+                store.drop(step)
+
+
+def _seen(directory: Directory, run: Run) -> list[list]:
+    rows = directory.measurements()
+    rows = rows[rows["series"] == run.id]
+    return [list(key) for key in rows[["step", "measure", "version"]].drop_duplicates().itertuples(index=False)]
+
+
+def _bring(asked: Import, run: Run, step: int, place: str, lines: dict, mesh: Mesh, store: Store, log: epath.Path):
+    """Reads a step into the store; its line of the log."""
+    with opened(place) as source:
+        if source.config != run.model:
+            theirs, ours = flatten(source.config), flatten(run.model)
+            key = next(key for key in ours if ours[key] != theirs[key])
+            raise InputError(f"{place} is not the model of {asked.name}: {key} is {theirs[key]}, not {ours[key]}")
+        if source.tokenizer and not (log / "tokenizer.json").exists():
+            hosts.first(lambda: write_atomically(log / "tokenizer.json", source.tokenizer.read_text()))
+        params_1 = _placed(source, mesh)
+        line = {"step": step, "tokens": step * run.tokens_per_step, "hash": source.content_hash, "source": place}
+    if (was := lines.get(step, line)["hash"]) != line["hash"]:
+        raise InputError(
+            f"{place} is not what it was when step {step} was imported: its hash is {line['hash']}, was {was}"
+        )
+    check_hashes(asked.name, {step: line["hash"] for step, line in (lines | {step: line}).items()})
+    if step not in store.steps:
+        store.save(step, {"params": params_1}, 0.0)
+        store.close()
+    if jax.process_count() == 1:  # a part of the table would do no harm, but is not worth the talk
+        line |= _descent(params_1["embedding"][0], log / "first_step.npy", step == run.imported.steps[0])
+    return line
+
+
+def _placed(source: interop.Source, mesh: Mesh) -> model.Params:
+    """The parameters with a leading axis of one run, as a pack of it lies over the mesh."""
+    one = jax.eval_shape(lambda: model.init(source.config, jax.random.key(0)))
+    stacked = state_shardings(mesh, jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), one))
+    alone = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(*s.spec[1:])), stacked)
+    return jax.jit(lambda tree: jax.tree.map(lambda x: x[None], tree), out_shardings=stacked)(source.params(alone))
+
+
+def _descent(embedding_VxD: jax.Array, path: epath.Path, is_first: bool) -> dict[str, float]:
+    """The cosine of this step's embedding and the first step's, over SAMPLE of their numbers, for `notices`."""
+    flat = np.asarray(embedding_VxD, np.float32).ravel()
+    sample = flat[:: max(1, flat.size // SAMPLE)]
+    if is_first:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as f:
+            np.save(f, sample)
+    if not path.exists():
+        return {}
+    with path.open("rb") as f:
+        first = np.load(f, allow_pickle=False).astype(np.float64)
+    return {"cosine_to_first": float(first @ sample / np.sqrt((first @ first) * (sample.astype(float) @ sample)))}
+
+
+def notices(directory: Directory, run: Run) -> list[str]:
+    """What is odd about an imported series, in lines: equal first steps, missing ones, one that does not descend from
+    the first."""
+    lines = {line["step"]: line for line in read_metrics(directory.path / "runs" / run.id) if "hash" in line}
+    name = run.imported.name
+    said = check_hashes(name, {step: line["hash"] for step, line in lines.items()})
+    if missing := missing_steps(list(lines)):
+        said.append(f"{name}: steps {', '.join(map(str, missing))} are missing")
+    n = run.model.vocab_size * run.model.width
+    least = 4 / np.sqrt(n / max(1, n // SAMPLE))  # of four standard deviations, were the two independent
+    for step, line in lines.items():
+        if line.get("cosine_to_first", 1.0) < least:
+            said.append(f"{name}: step {step} does not descend from step {min(lines)}, as far as its embedding tells: "
+                        f"their cosine is {line['cosine_to_first']:.4f}, below {least:.4f}")  # fmt: skip
+    return said
