@@ -40,8 +40,9 @@ def score(
 ) -> Scores:
     """Every item by the measures that its kind has:
 
-    accuracy             pair, choice: the right text has the greatest log-likelihood (the sum over its tokens); a tie
-                         is wrong. cloze: greedy decoding writes the word
+    accuracy             pair: the good text has the greater log-likelihood (the sum over its tokens). choice: the
+                         answer has the greatest, of equals the first, as in lm-eval. cloze: greedy decoding writes
+                         the word
     accuracy_token       pair, choice: the same of the mean log-likelihood a token
     accuracy_byte        pair, choice: the same of the mean a byte of the text as written
     exact_match          match: greedy decoding writes the target, up to the end of text or, where the target is one
@@ -69,7 +70,7 @@ def score(
         of = {"loglikelihood": nats_O, "loglikelihood_token": nats_O / tokens_O, "loglikelihood_byte": nats_O / bytes_O}
         values = {metric: values_O[item.answer] for metric, values_O in of.items()}
         if len(item.options) > 1:
-            values |= {metric: _wins(values_O, item.answer) for metric, values_O in zip(SHARES, of.values())}
+            values |= {metric: _wins(item, values_O) for metric, values_O in zip(SHARES, of.values())}
         elif item.kind == "cloze":
             values["accuracy"] = found.greedy_N[own][0]
         else:
@@ -116,8 +117,8 @@ def student(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean() - half), float(values.mean() + half)
 
 
-def _wins(values_O: np.ndarray, answer: int) -> bool:
-    return bool(values_O[answer] > np.delete(values_O, answer).max())
+def _wins(item: Item, values_O: np.ndarray) -> bool:
+    return bool(values_O[0] > values_O[1] if item.kind == "pair" else values_O.argmax() == item.answer)
 
 
 def _fit(config: ModelConfig, item: Item, pair: Pair, option: int, cut: bool) -> tuple[Pair, bool]:
