@@ -61,7 +61,10 @@ def _arrays(entries: list[names.Entry], config: ModelConfig, params: model.Param
 
 def _end_of_text(tokenizer: str) -> tuple[str, int] | None:
     """(token, id)"""
-    found = Tokenizer.from_str(tokenizer)
+    try:
+        found = Tokenizer.from_str(tokenizer)
+    except Exception as e:  # all that the Rust library raises
+        raise InputError(f"the tokenizer is no tokenizer.json: {e}") from None
     try:
         end = eos_id(found)
     except InputError:

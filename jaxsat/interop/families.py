@@ -73,7 +73,7 @@ class Keys:
         default = {"rotary_base": 10_000.0, "rotary_fraction": 0.25 if fraction else 1.0}
         for ours, given in found.items():
             values = {value for value in given.values() if value is not None}
-            if len(values) > 1 or ours == "rotary_fraction" and not fraction and values > {1.0}:
+            if len(values) > 1 or ours == "rotary_fraction" and not fraction and values - {1.0}:
                 raise InputError(f"{self.where}: {given} cannot be expressed here: give one value, or none")
             default[ours] = values.pop() if values else default[ours]
         return default
@@ -91,12 +91,11 @@ class Keys:
 def read_config(data: dict[str, Any], where: str) -> tuple[str, ModelConfig, list[str]]:
     """(model_type, configuration, what was changed in words) of a config.json. Raises InputError."""
     kind = data.get("model_type")
-    if kind not in _READ:
+    if not isinstance(kind, str) or kind not in _READ:
         raise InputError(f"{where}: model_type = {kind!r} is not known here, only {', '.join(_READ)}")
     keys = Keys(data, where)
-    config = ModelConfig(**_READ[kind](keys), scan_layers=True)
+    config = canonical(ModelConfig(**_READ[kind](keys), scan_layers=True))
     keys.done()
-    config = canonical(config)
     try:
         validate(Run(config))
     except InputError as e:
@@ -115,9 +114,10 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     nearest: dict[str, Any] | None = None
     for write in _WRITE:
         data = write(config)
-        given = dataclasses.asdict(read_config(data, "")[1])
-        differs = {key: value for key, value in given.items() if value != wanted[key]}
+        given = canonical(ModelConfig(**_READ[data["model_type"]](Keys(data, "")), scan_layers=True))
+        differs = {key: value for key, value in dataclasses.asdict(given).items() if value != wanted[key]}
         if not differs:
+            read_config(data, "model")
             return data
         if nearest is None or len(differs) < len(nearest):
             nearest, kind = differs, data["model_type"]
@@ -296,8 +296,8 @@ def _write_opt(c: ModelConfig) -> dict[str, Any]:
     return shape | {"ffn_dim": c.ffn_width or 4 * c.width, "word_embed_proj_dim": c.width}
 
 
-def _write_llama(c: ModelConfig, model_type: str = "llama", name: str = "Llama") -> dict[str, Any]:
-    return _shape(c, model_type, f"{name}ForCausalLM", "hidden_act", _GATED) | {
+def _write_llama(c: ModelConfig, name: str = "Llama", acts: dict[str, str] = _GATED) -> dict[str, Any]:
+    return _shape(c, name.lower(), f"{name}ForCausalLM", "hidden_act", acts) | {
         "intermediate_size": c.ffn_width or 4 * c.width,
         "num_key_value_heads": c.kv_heads or c.heads,
         "head_dim": c.head_dim,
@@ -310,12 +310,12 @@ def _write_llama(c: ModelConfig, model_type: str = "llama", name: str = "Llama")
 
 def _write_mistral(c: ModelConfig) -> dict[str, Any]:
     """Llama's kind, where its configuration wants heads that divide the width."""
-    data = _write_llama(c, "mistral", "Mistral") | {"sliding_window": None}
+    data = _write_llama(c, "Mistral") | {"sliding_window": None}
     return {key: value for key, value in data.items() if key not in ("attention_bias", "mlp_bias")}
 
 
 def _write_gemma(c: ModelConfig) -> dict[str, Any]:
-    data = _write_llama(c, "gemma", "Gemma") | {"attention_bias": False}
+    data = _write_llama(c, "Gemma", dict.fromkeys(_TANH, "geglu")) | {"attention_bias": False}
     return {key: value for key, value in data.items() if key != "mlp_bias"}
 
 

@@ -3,6 +3,7 @@
 A module of ours is written as its path in `params`; `{}` in their name stands for the layer.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ class Entry:
         return [name, rest] if first in ("gpt_neox", "transformer", "model") else [name, f"lm_head.{rest}"]
 
 
+@functools.cache
 def shapes(config: ModelConfig) -> model.Params:
     """Our parameters, as ShapeDtypeStructs."""
     return jax.eval_shape(lambda: model.init(config, jax.random.key(0)))

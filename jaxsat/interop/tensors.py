@@ -134,6 +134,11 @@ def _header(file: epath.Path) -> dict[str, Tensor]:
 def _entries(file: epath.Path, header: dict[str, Any], base: int) -> Iterator[tuple[str, Tensor]]:
     for name, about in header.items():
         dtype, (start, end), shape = about["dtype"], about["data_offsets"], tuple(map(int, about["shape"]))
-        if not 0 <= start <= end or dtype in DTYPES and end - start != math.prod(shape) * DTYPES[dtype].itemsize:
+        if (
+            not 0 <= start <= end
+            or min(shape, default=0) < 0
+            or dtype in DTYPES
+            and end - start != math.prod(shape) * DTYPES[dtype].itemsize
+        ):
             raise ValueError(f"{name} of {dtype} {shape} in bytes {start} to {end}")
         yield name, Tensor(file, dtype, shape, base + start, end - start)
