@@ -1,4 +1,4 @@
-"""docs/experiments.md, run as it stands."""
+"""docs/experiments.md and docs/imports.md, run as they stand."""
 
 import contextlib
 import io
@@ -15,6 +15,7 @@ from jaxsat.cli import main
 from jaxsat.study import Study
 
 DOCS = Path(__file__).parents[1] / "docs" / "experiments.md"
+IMPORTS = re.findall(r"```python\n(.*?)```", (DOCS.parent / "imports.md").read_text(), re.DOTALL)
 DEPTH, BUDGETS, LENGTH, SKILLS = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
 
 
@@ -68,6 +69,21 @@ def test_what_is_no_language_model(home):
     error = results.rows("error").groupby(["model.width", "step"])["value"].mean()
     assert error[16, 200] < 0.1 * error[16, 0] and error[4, 200] < error[4, 0]
     assert results.runs["params.total"].isna().all() and "nothing" not in said("show", "runs/length")
+
+
+def test_from_import_to_figure(home):
+    make, experiment = IMPORTS
+    exec(make, {})
+    (home / "theirs.py").write_text(experiment)
+    page = Path(said("reproduce", "theirs.py").splitlines()[-1])
+    results = Study("theirs.py", "laptop").results()
+    loss = results.rows("heldout_loss")
+    assert loss["tokens"].tolist() == [0, 4_096_000] and loss["value"].nunique() == 2
+    assert results.rows("pairs.item.accuracy").groupby("step").size().tolist() == [20, 20]
+    assert "The right order is the more likely one" in page.read_text()
+    rows = json.loads(said("evaluate", "tiny-neox/step1000", "--items", "pairs.jsonl", "--json"))
+    accuracy = next(row["value"] for row in rows if row["metric"] == "accuracy")
+    assert accuracy == results.last("pairs.accuracy")["value"].iloc[0]
 
 
 def test_an_experiment_without_training(home):
