@@ -66,7 +66,8 @@ class Options:
     figure: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
     """Draw the law with its intervals, and the residuals, to a new .svg, .png or .pdf."""
     json: bool = False
-    """Print JSON, and nothing else: form, constants, objective, rows, converged, predictions."""
+    """Print JSON, and nothing else: form, constants, objective, rows, converged, predictions. An end that
+    is no bound is null."""
 
 
 def is_table(name: str) -> bool:

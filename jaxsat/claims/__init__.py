@@ -1,10 +1,7 @@
 """Claims of papers beside what was measured, with a verdict that is computed."""
 
 from jaxsat.claims.claim import (
-    ORIGINS,
-    VERDICTS,
     Claim,
-    Estimate,
     Judged,
     Paper,
     Region,
@@ -18,6 +15,7 @@ from jaxsat.claims.claim import (
     verdict,
 )
 from jaxsat.claims.estimates import association, contrast, knee, late_level, late_rise, mean_over, slope
+from jaxsat.verdicts import ORIGINS, VERDICTS, Estimate
 
 __all__ = [
     "ORIGINS",

@@ -11,24 +11,14 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
+from jaxsat import verdicts
 from jaxsat.config import InputError, unknown
 from jaxsat.results import NotMeasured, Results
+from jaxsat.verdicts import ORIGINS, Estimate, Kind, Verdict
 
-Verdict = Literal["reproduced", "not reproduced", "undecided", "not testable at this scale", "not measured"]
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-Kind = Literal["paper", "follow-up", "check"]
 FEWEST_UNITS = 3
-
-# How far the paper's number can be trusted, in words for the reader of the page.
-ORIGINS = {
-    "full": "read in the paper",
-    "repo": "read in the authors' code",
-    "secondary": "as public summaries of the paper give it; not checked in its text",
-    "recalled": "recalled from memory; not checked in any source",
-    "derived": "derived by us, not stated by the paper",
-}
 
 
 @dataclass(frozen=True)
@@ -43,29 +33,6 @@ class Paper:
 
     def __str__(self) -> str:
         return f"{self.authors} ({self.year}), {self.where}"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its interval over n units, which were drawn independently: runs for a claim across runs, documents
-    or items for one about a model's own curve. `how` says in words what was estimated and what the interval is.
-
-    unit: of the value ("%", "nats"). An end may be infinite: no bound. Raises InputError when the value is not finite
-    or lies outside its interval, or when there is nothing that it is over.
-    """
-
-    value: float
-    low: float
-    high: float
-    unit: str
-    how: str
-    n: int
-
-    def __post_init__(self) -> None:
-        if not (self.low <= self.value <= self.high and math.isfinite(self.value)):
-            raise InputError(f"{self.how}: {self.value} is no number inside its interval [{self.low}, {self.high}]")
-        if self.n < 1:
-            raise InputError(f"{self.how}: an estimate is over one unit at least, this one over {self.n}")
 
 
 @dataclass(frozen=True)
@@ -195,30 +162,12 @@ def verdict(estimate: Estimate, region: Region) -> Verdict:
 
 def tally(judged: Sequence[Judged]) -> dict[Paper, dict[Verdict, int]]:
     """Verdicts counted by paper, in the order of `VERDICTS`; checks are not counted."""
-    counted = [j for j in judged if j.claim.kind != "check"]
-    return {
-        paper: {v: sum(j.verdict == v for j in counted if j.claim.paper == paper) for v in VERDICTS}
-        for paper in dict.fromkeys(j.claim.paper for j in counted)
-    }
+    return verdicts.tally((j.claim.paper, j.claim.kind, j.verdict) for j in judged)
 
 
 def headline(judged: Sequence[Judged]) -> list[str]:
     """A sentence a paper: what was reproduced of the claims that this scale can test, and how many it cannot."""
-    return [f"{paper}: {_sentence(counts)}" for paper, counts in tally(judged).items()] or ["No claims were examined."]
-
-
-def _sentence(counts: dict[Verdict, int]) -> str:
-    yes, untested = counts["reproduced"], counts["not testable at this scale"]
-    tested = sum(counts.values()) - untested
-    others = [f"{counts[v]} {v}" for v in ("not reproduced", "undecided", "not measured") if counts[v]]
-    said = [", ".join([f"{yes} of {_claims(tested)} reproduced", *others])] if tested else []
-    if untested:
-        said.append(f"{untested if tested else _claims(untested)} not testable at this scale")
-    return "; ".join(said) + "."
-
-
-def _claims(n: int) -> str:
-    return f"{n} claim{'' if n == 1 else 's'}"
+    return verdicts.headline(tally(judged))
 
 
 def to_json(judged: Sequence[Judged]) -> str:

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, special
 
-from jaxsat.claims.claim import Estimate
 from jaxsat.config import InputError
 from jaxsat.results import NotMeasured
+from jaxsat.verdicts import Estimate
 
 LEVEL = 0.9
 FEWEST_RUNS = 5  # of an association; each control takes one more

@@ -1,8 +1,19 @@
-"""Charts, tables and verdicts on one self-contained HTML page, from results alone."""
+"""Charts, tables and verdicts on one self-contained HTML page, from results alone.
 
-from jaxsat.report import standard
-from jaxsat.report.chart import Chart
-from jaxsat.report.page import check_names, sources_of, write
-from jaxsat.report.section import Drawing, Section, Table
+A name is loaded when it is asked for: a page over finished studies (`index`) needs neither pandas nor matplotlib.
+"""
 
-__all__ = ["Chart", "Drawing", "Section", "Table", "check_names", "sources_of", "standard", "write"]
+import importlib
+from typing import Any
+
+_ROOMS = {"Chart": "chart", "Drawing": "section", "Section": "section", "Table": "section",
+          "check_names": "page", "sources_of": "page", "write": "page"}  # fmt: skip
+__all__ = [*_ROOMS, "standard"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return getattr(importlib.import_module(f"jaxsat.report.{_ROOMS[name]}"), name)
+    if name == "standard":
+        return importlib.import_module("jaxsat.report.standard")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from scipy.optimize import isotonic_regression
 
-from jaxsat.report.words import label, si
+from jaxsat.report.numbers import si
+from jaxsat.report.templates import GREYS, GRID, INK, MUTED, PAPER
+from jaxsat.report.words import label
 
 if TYPE_CHECKING:
     from jaxsat.laws import Fit
@@ -30,11 +32,10 @@ def _ramp(*ends: str) -> tuple[str, ...]:
 # Light colour -> its partner on a dark page. The ramp is matplotlib's plasma without its pale (light) or black (dark)
 # end; the names' first three are Okabe and Ito's blue, vermillion and green. Both keep their order for every common
 # colour blindness.
-INK, MUTED, GRID, PAPER = "#1b1e24", "#5f6672", "#e3e5e9", "#fefefe"
 RAMP = _ramp("#0d0887", "#41049d", "#6a00a8", "#8f0da4", "#b12a90", "#cb4679", "#e16462", "#f2844b")
 NAMES = ("#0072b2", "#d55e00", "#009e73", "#a6761d", "#b0508e", "#3f3f8f", "#7a7f1a")
 DARK = {
-    **{INK: "#e8eaee", MUTED: "#a2a9b5", GRID: "#343943", PAPER: "#16181d"},
+    **GREYS,
     **dict(
         zip(
             RAMP,

@@ -8,25 +8,20 @@ The same results give the same bytes (with the same matplotlib): no dates, fixed
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TypeVar
 
-import jinja2
 import pandas as pd
 from etils import epath
 from markupsafe import Markup, escape
 
-from jaxsat.claims import ORIGINS, VERDICTS, Judged, headline, tally, to_json
+from jaxsat.claims import Judged, headline, tally, to_json
 from jaxsat.config import InputError
-from jaxsat.report import words
+from jaxsat.report import templates, words
 from jaxsat.report.figures import DARK
 from jaxsat.report.section import Section, Table
 from jaxsat.report.svg import inline, render, settle
 from jaxsat.results import NotMeasured, Results
 
-FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-SIGNS = dict(zip(VERDICTS, "✓✗~○–", strict=True))
-STYLES = dict(zip(VERDICTS, ("yes", "no", "open", "open", "open"), strict=True))
 T = TypeVar("T")
 _SOURCES = '<meta name="jaxsat-sources" content="'
 
@@ -101,26 +96,12 @@ def _files(title, intro, sections, judged, provenance, results, **texts) -> dict
     say = lambda text: _measured(lambda: text(results)) if callable(text) else text
     shown = [{"heading": s.heading, "text": say(s.text), "items": s.items} for s in sections]
     contents = {item.name: _content(item, results, files) for section in sections for item in section.items}
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        rows=words.rows,
-        heading=heading,
-        prose=prose,
-        paragraphs=paragraphs,
-        estimate=words.estimate,
-        number=words.number,
-    )
+    environment = templates.environment()
+    environment.filters |= {"rows": words.rows, "heading": heading, "paragraphs": paragraphs}
     kinds = {kind: [j for j in judged if j.claim.kind == kind] for kind in ("paper", "follow-up", "check")}
     page = environment.get_template("page.html").render(
-        title=title, intro=intro, sections=shown, kinds=kinds,
-        provenance=provenance, headline=headline(judged), tally=tally(judged), origins=ORIGINS, signs=SIGNS,
-        styles=STYLES, contents=contents, dark=DARK, fonts=FONTS, files=files, Markup=Markup,
+        title=title, intro=intro, sections=shown, kinds=kinds, provenance=provenance, headline=headline(judged),
+        tally=tally(judged), contents=contents, dark=DARK, files=files, Markup=Markup,
         is_number=pd.api.types.is_numeric_dtype, meta=Markup(_SOURCES), **texts,
     )  # fmt: skip
     files["index.html"] = page.encode()
@@ -167,12 +148,6 @@ def heading(name: object) -> Markup:
 
 def paragraphs(text: str) -> list[str]:
     return [p for p in re.split(r"\n\s*\n", text.strip()) if p]
-
-
-def prose(text: str) -> Markup:
-    """Plain text, with `commands` between backticks."""
-    parts = str(text).split("`")
-    return Markup("").join(Markup("<code>%s</code>") % part if i % 2 else part for i, part in enumerate(parts))
 
 
 def check_names(sections: Sequence[Section]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from jaxsat.report import figures, tables, words
+from jaxsat.report import figures, numbers, tables
 from jaxsat.report.chart import Chart
 from jaxsat.report.section import Drawing, Section, Table
 from jaxsat.results import NotMeasured, Results
@@ -134,7 +134,7 @@ def _said(name: str, law: "Law", results: Results) -> str:
     fit, rows = results.laws[name], residuals(law, name, results)
     unit, column = ("%", "gap_percent") if fit.scale == "log" else (fit.form.output, "gap")
     gap, held = rows[column], ~rows["in_fit"]
-    rms, mean = (lambda x: f"{np.sqrt((x**2).mean()):.2g} {unit}"), (lambda x: f"{words.signed(x.mean())} {unit}")
+    rms, mean = (lambda x: f"{np.sqrt((x**2).mean()):.2g} {unit}"), (lambda x: f"{numbers.signed(x.mean())} {unit}")
     said = [f"{name}: {fit.form.formula}, fitted to {fit.rows} rows; root mean square residual {rms(gap[~held])}."]
     if law.hold:
         said.append("Held: " + ", ".join(f"{key} = {value:g}" for key, value in law.hold.items()) + ".")
