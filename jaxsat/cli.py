@@ -28,6 +28,7 @@ from jaxsat.commands import (
     Fit,
     Generate,
     Import,
+    Index,
     Measure,
     Plan,
     Report,
@@ -43,6 +44,7 @@ from jaxsat.fit_options import is_table
 # fight for its threads: measuring 6 runs of width 64 took 37 s of two cores' time instead of 27.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 DESCRIPTION = "Sweeps of small language models over depth, width and head rank: train, measure, fit, report."
+PLAIN = {"box": None, "header_style": "bold", "padding": (0, 1, 0, 0), "pad_edge": False}  # tables
 # Parts of the time of a whole study, for the estimate of what remains; measured at the laptop scale.
 SHARES = {"import": 0.0, "corpus": 0.02, "train": 0.68, "measure": 0.15, "compute": 0.10, "report": 0.05}
 
@@ -108,6 +110,11 @@ def run(command: Command) -> int:
         case Show(out):
             console.print(_runs(out))
             return 0
+        case Index(dirs, to):
+            from jaxsat.report import index
+
+            print(index.write(dirs, to))
+            return 0
         case Plan():
             return _plan(command, console)
         case Fit(name, scale, out) if is_table(name):
@@ -139,7 +146,7 @@ def run(command: Command) -> int:
         for line in study.pending():
             print(line)
         return 0
-    said = ""
+    said, page = "", None
     with _Bar(console) as bar:
         match command:
             case Reproduce() if type(command) is Reproduce:
@@ -147,7 +154,7 @@ def run(command: Command) -> int:
                 study.measure(bar)
                 if share == (1, 1):
                     bar("report", 0.0, "fits, figures and claims")
-                    said = str(study.report())
+                    page = study.report()
                 else:
                     said = f"share {command.share} of {study.out} is measured"
             case Train():
@@ -155,7 +162,7 @@ def run(command: Command) -> int:
             case Measure():
                 study.measure(bar)
             case Report():
-                said = str(study.report(command.to))
+                page = study.report(command.to)
             case Fit():
                 results = study.fit()
     if isinstance(command, Fit) and results:
@@ -166,9 +173,27 @@ def run(command: Command) -> int:
         for name, why in results.not_fitted.items():
             print(f"jaxsat: law {name!r} is not fitted: {why}", file=sys.stderr)
     hosts.first(lambda: [print(f"jaxsat: {notice}", file=sys.stderr) for notice in study.notices()])
-    if said:
-        print(said)
+    if said or page:
+        print(said or page)
+    if page:
+        hosts.first(lambda: _say_verdicts(page.parent / "claims.json", console))
     return 0
+
+
+def _say_verdicts(path: os.PathLike, console: Console) -> None:
+    from jaxsat import verdicts
+    from jaxsat.report import numbers
+
+    claims = verdicts.read(path, "remove its folder, and the same command makes it again")
+    if not claims:
+        return
+    table = Table("claim", "measured", "verdict", **PLAIN)
+    for c in sorted(claims, key=lambda c: c.kind == "check"):
+        measured = numbers.estimate(c.estimate).replace("−", "-") if c.estimate else ""
+        table.add_row(c.id + (" (check)" if c.kind == "check" else ""), measured, c.verdict)
+    counted = verdicts.tally((c.paper, c.kind, c.verdict) for c in claims)
+    for said in (table, *verdicts.headline(counted)):
+        console.print(said, highlight=False, markup=False)
 
 
 def _import(command: Import, console: Console) -> int:
@@ -330,7 +355,7 @@ def _prepare(name: str) -> str:
 
 
 def _frame(frame) -> Table:
-    table = Table(*map(str, frame.columns), box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(*map(str, frame.columns), **PLAIN)
     for row in frame.itertuples(index=False):
         table.add_row(*("" if v is None or v != v else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
     return table

@@ -91,6 +91,16 @@ class Plan(What):
 
 
 @dataclass(frozen=True)
+class Index:
+    """One page over several studies: each claim with its verdict, counts a paper, and links to the reports."""
+
+    dirs: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="DIR...")]
+    """Output directories of studies, such as runs/*; or single reports."""
+    to: Annotated[str, tyro.conf.arg(metavar="FILE")] = "index.html"
+    """The page. Its links lead to the reports from where it lies."""
+
+
+@dataclass(frozen=True)
 class Show:
     """A table of the runs in an output directory: step, loss, state."""
 
@@ -196,6 +206,7 @@ Command = (
     | Annotated[Fit, tyro.conf.subcommand("fit")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
+    | Annotated[Index, tyro.conf.subcommand("index")]
     | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Import, tyro.conf.subcommand("import")]
     | Annotated[Export, tyro.conf.subcommand("export")]

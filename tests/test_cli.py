@@ -20,6 +20,27 @@ import pytest
 from jaxsat.cli import main
 
 EXPERIMENT = (Path(__file__).parent / "mine.py").read_text()
+CLAIMS = """
+import pandas as pd
+from jaxsat.claims import Claim, Estimate, above
+from jaxsat.claims.papers import GODEY
+from jaxsat.measure import Computed
+
+
+def computed(scale):
+    return [Computed("one", lambda: pd.DataFrame({"metric": ["x"], "value": [1.0]}))]
+
+
+def claim(id, low, high, kind="paper", needs=""):
+    estimate = lambda r: Estimate(1.5, low, high, "%", "x", 5)
+    return Claim(id, "x is above 1 %.", GODEY, "", "derived", estimate, above(1), lambda r: needs, kind=kind)
+
+
+CLAIMS = [
+    claim("theorem", 1.4, 1.6, kind="check"), claim("up", 1.2, float("inf")), claim("between", -0.5, 2.0),
+    claim("pod", 1, 2, needs="a pod"),
+]
+"""
 
 
 def files(folder: Path) -> dict[str, int]:
@@ -126,6 +147,36 @@ def test_a_report_goes_where_it_is_told_to(log, home, capfd, tmp_path):
     assert files(home / "runs") == before
 
 
+@pytest.fixture(scope="module")
+def judged(home: Path) -> list[str]:
+    """The lines after the path, of an experiment with claims."""
+    (home / "claims.py").write_text(CLAIMS)
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+        assert main(["reproduce", "claims.py"]) == 0
+    return stdout.getvalue().partition("runs/claims/report/index.html\n")[2].splitlines()
+
+
+def test_verdicts_are_said_after_the_page(judged, capfd):
+    assert [line.split() for line in judged[:-1]] == [
+        ["claim", "measured", "verdict"],
+        ["up", "1.5", "[1.2,", "no", "bound]", "%", "reproduced"],
+        ["between", "1.5", "[-0.5,", "2.0]", "%", "undecided"],
+        ["pod", "not", "testable", "at", "this", "scale"],
+        ["theorem", "(check)", "1.50", "[1.40,", "1.60]", "%", "reproduced"],
+    ]
+    assert judged[-1].endswith("arXiv:2404.07647: 1 of 2 claims reproduced, 1 undecided; 1 not testable at this scale.")
+    assert main(["report", "claims.py"]) == 0
+    assert capfd.readouterr().out.splitlines()[-6:] == judged
+
+
+def test_index_of_two_studies(log, judged, home, capfd, tmp_path):
+    before = files(home / "runs")
+    assert main(["index", "runs/mine", "runs/claims", "--to", str(tmp_path / "index.html")]) == 0
+    assert capfd.readouterr().out == f"{tmp_path / 'index.html'}\n"
+    assert files(home / "runs") == before and not (home / "index.html").exists()
+    assert "claims-laptop" in (tmp_path / "index.html").read_text()
+
+
 def test_dry_run_says_what_is_pending_and_stops(log, home, edited, capfd):
     before = files(home / "runs")
     more = edited("[0, 1]", "[0, 1, 2]")
@@ -157,7 +208,9 @@ def test_show_and_corpus(log, capfd):
     assert main(["corpus", "prepare", "words.txt"]) == 0 and "200 documents" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["reproduce", "train", "measure", "fit", "report", "show", "corpus prepare", ""])
+@pytest.mark.parametrize(
+    "command", ["reproduce", "train", "measure", "fit", "report", "index", "show", "corpus prepare", ""]
+)
 def test_help_says_defaults_and_units(command, capsys):
     with pytest.raises(SystemExit) as e:
         main([*command.split(), "--help"])
@@ -224,6 +277,8 @@ def test_a_wrong_experiment(edited, wrong, home, old, new, said):
         (["reproduce", "mine.py", "--out", "words.txt/out"], "Not a directory: words.txt/out"),
         (["reproduce", "mine.py", "--out", "."], "is not empty and holds no sweep.json"),
         (["show", "."], "holds no sweep.json"),
+        (["index", "."], ". has no reports yet"),
+        (["index", "runs/mine", "--to", "mine.py"], "mine.py exists and is no index of jaxsat"),
         (["corpus", "prepare", "bible_wbe"], "did you mean 'bible_web'"),
     ],
 )
@@ -296,7 +351,7 @@ def test_stopped_is_neither_done_nor_wrong(edited, capfd, raised, code, said):
     [
         (["reproduce", "mine.py", "--scale", "laptpo"], "'laptop', 'workstation', 'pod'"),
         (["reproduce", "mine.py", "--scael", "pod"], "--scale"),
-        (["reprodcue", "mine.py"], "reproduce, train, measure, fit, report, plan, show, corpus"),
+        (["reprodcue", "mine.py"], "fit, report, plan, index, show, import, export, evaluate, generate, corpus"),
         (["reproduce"], "NAME|FILE"),
         ([], "reproduce"),
     ],

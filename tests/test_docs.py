@@ -88,7 +88,10 @@ def test_from_import_to_figure(home):
 
 def test_an_experiment_without_training(home):
     (home / "skills.py").write_text(SKILLS)
-    page = Path(said("reproduce", "skills.py").splitlines()[-1])
+    path, header, row, counts = said("reproduce", "skills.py").splitlines()[-4:]
+    assert header.split() == ["claim", "measured", "verdict"] and row.startswith("time_exponent ")
+    assert counts == "Nam et al. (2024), arXiv:2404.17563: 1 of 1 claim reproduced."
+    page = Path(path)
     (claim,) = json.loads((page.parent / "claims.json").read_text())
     assert claim["verdict"] == "reproduced" and claim["estimate"]["n"] == 3
     assert claim["estimate"]["value"] == pytest.approx(1, abs=0.02)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -158,3 +160,12 @@ def test_a_spoilt_report_is_named_with_what_makes_it_again(home):
     with pytest.raises(InputError, match=f"two/reports/b-laptop has no page index.html{again}"):
         index.write(["two"])
     assert (home / "index.html").read_bytes() == before
+
+
+def test_the_command_loads_no_training_and_no_tables(home):
+    program = "import sys; from jaxsat.cli import main; assert main(sys.argv[1:]) == 0; print(*sys.modules)"
+    argv = [sys.executable, "-c", program, "index", "one #1", "two"]
+    root = Path(__file__).parents[2]
+    said = subprocess.run(argv, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(root)}).stdout
+    assert said.splitlines()[0] == "index.html" and (home / "index.html").exists()
+    assert not {"jax", "numpy", "pandas", "scipy", "matplotlib"} & set(said.split())
