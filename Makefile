@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup reproduce test test-all lint bench clean
+.PHONY: setup parity reproduce test test-all lint bench clean
 
 setup: .venv/.done
 
@@ -16,20 +16,25 @@ setup: .venv/.done
 reproduce: setup
 	@$(BIN)/jaxsat reproduce saturation
 
-test: setup
+# What the tests hold ours against; torch is the largest. Tests are skipped where it is not there.
+parity: .venv/.parity
+
+.venv/.parity: .venv/.done
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt 'torch==2.13.0'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
+	@touch $@
+
+test: parity
 	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow'
 
-test-all: setup
+test-all: parity
 	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The rivals, of which torch is the largest, are only for this.
-bench: setup
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt 'torch==2.13.0'
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
+bench: parity
 	$(BIN)/python -m benchmarks
 
 clean:
