@@ -19,6 +19,24 @@ def anisotropy(h_NxD: jax.Array) -> jax.Array:
     return mean_cosine(*sum_of_directions(h_NxD))
 
 
+@jax.jit
+def centred_anisotropy(h_NxD: jax.Array) -> jax.Array:
+    """Mean cosine over all pairs of different rows as their mean sees them: a common offset, which may be all that
+    makes them anisotropic, is gone (Mu et al. 2018, arXiv:1702.01417). About 0 for rows whose directions from the mean
+    are independent, nan where all rows are equal. Otherwise as `anisotropy`."""
+    if h_NxD.ndim != 2 or h_NxD.shape[0] < 2:
+        raise InputError(f"anisotropy of an array of shape {h_NxD.shape}: needs N x D with at least 2 rows")
+    return mean_cosine(*sum_of_directions(centred(h_NxD)))
+
+
+def centred(h_NxD: jax.Array) -> jax.Array:
+    """The rows minus their mean, float32. The mean is taken away twice: once leaves its own rounding in all rows, an
+    offset of which 1e5 rows that lie 1e4 deviations from the origin have a mean cosine of 1e-5."""
+    h = h_NxD.astype(jnp.float32)
+    h -= jnp.mean(h, axis=0, keepdims=True)
+    return h - jnp.mean(h, axis=0, keepdims=True)
+
+
 def sum_of_directions(h_NxD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(sum_D of the unit vectors of the rows, how many they are): of rows in several parts, they add up."""
     h = h_NxD.astype(jnp.float32)

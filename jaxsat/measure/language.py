@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +30,22 @@ def loss(runs: Callable[[Run], bool] = every) -> Measure:
 
 def head(runs: Callable[[Run], bool] = every) -> Measure:
     """The spectrum of the output head: `singular_value`s, descending, and what sums them up; see `spectra`. Of a head
-    that is not linear those are its last matrix's, and there are `latent.singular_value` and so on of the others."""
-    return Measure("head", _head, runs=runs, traced=True)
+    that is not linear those are its last matrix's, and there are `latent.singular_value` and so on of the others.
+    `singular_value.n`: of how many rows, the larger dimension."""
+    return Measure("head", _head, runs=runs, version=2, traced=True)
 
 
 def anisotropy(runs: Callable[[Run], bool] = every) -> Measure:
     """Mean cosine of the representations of two positions, over the first ANISOTROPY_TOKENS of the slice: `anisotropy`
-    by layer (0: the embedding), `anisotropy_before_gain` and `anisotropy_after_gain` of the last one, normalised."""
-    return Measure("anisotropy", _anisotropy, runs=runs, traced=True)
+    by layer (0: the embedding), `anisotropy_before_gain` and `anisotropy_after_gain` of the last one, normalised; with
+    .n at the end, of how many positions whose vector is not zero."""
+    return Measure("anisotropy", _anisotropy, runs=runs, version=2, traced=True)
+
+
+def centred_anisotropy(runs: Callable[[Run], bool] = every) -> Measure:
+    """As `anisotropy`, of the differences from the mean over the same positions: `centred_anisotropy` and so on. What
+    an offset common to all positions makes of the cosine is gone. Takes two forward passes."""
+    return Measure("centred_anisotropy", _centred_anisotropy, runs=runs, traced=True)
 
 
 def frozen_heads(runs: Callable[[Run], bool] = every, ranks: Sequence[int] = FROZEN_RANKS) -> Measure:
@@ -85,23 +94,62 @@ def _head(c: Checkpoint) -> dict[str, jax.Array]:
 def _spectrum(rank: int | jax.Array, *factors: jax.Array) -> dict[str, jax.Array]:
     """Of a matrix of at most this rank."""
     sigma_R = spectra.head_spectrum(*factors) if len(factors) == 1 else spectra.factored_head_spectrum(*factors)
-    rank = jnp.minimum(rank, len(sigma_R))
-    return {
-        "singular_value": jnp.where(jnp.arange(len(sigma_R)) < rank, sigma_R, jnp.nan),
-        "singular_entropy": spectra.singular_entropy(sigma_R, rank),
-        "effective_rank": spectra.effective_rank(sigma_R, rank),
-        "largest_share": spectra.largest_share(sigma_R, rank),
-        "condition_number": spectra.condition_number(sigma_R, rank),
-    }
+    return spectra.summary(sigma_R, max(factors[0].shape[0], factors[-1].shape[1]), rank)
 
 
 def _anisotropy(c: Checkpoint) -> dict[str, jax.Array]:
+    def block(states_SxNxD: jax.Array, kept_Nx1: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.vmap(sum_of_directions)(jnp.where(kept_Nx1[None], states_SxNxD, 0))
+
+    sums = jax.tree.map(lambda x: x.sum(0), _over_sample(c, block))
+    return _named("anisotropy", *sums)
+
+
+def _centred_anisotropy(c: Checkpoint) -> dict[str, jax.Array]:
+    def mean(states_SxNxD: jax.Array, kept_Nx1: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        states, n = _normalised(c, states_SxNxD), kept_Nx1.sum(dtype=jnp.float32)
+        over_rows = lambda x: jnp.where(kept_Nx1[None], x, 0).sum(1, keepdims=True) / jnp.maximum(n, 1)
+        first_Sx1xD = over_rows(states)
+        return first_Sx1xD, over_rows(states - first_Sx1xD), n
+
+    def directions(states_SxNxD: jax.Array, kept_Nx1: jax.Array) -> tuple[jax.Array, jax.Array]:
+        centred = _normalised(c, states_SxNxD) - mean_Sx1xD - rest_Sx1xD
+        return jax.vmap(sum_of_directions)(jnp.where(kept_Nx1[None], centred, 0))
+
+    # In two parts, of which the second is what the first loses by rounding: see `cosine.centred`.
+    first_BxSx1xD, second_BxSx1xD, n_B = _over_sample(c, mean)
+    over_blocks = lambda x_BxSx1xD: jnp.einsum("b,bsod->sod", n_B / n_B.sum(), x_BxSx1xD, precision="highest")
+    mean_Sx1xD = over_blocks(first_BxSx1xD)
+    rest_Sx1xD = over_blocks(first_BxSx1xD - mean_Sx1xD[None] + second_BxSx1xD)
+    return _named("centred_anisotropy", *jax.tree.map(lambda x: x.sum(0), _over_sample(c, directions)))
+
+
+def _normalised(c: Checkpoint, states_SxNxD: jax.Array) -> jax.Array:
+    """`_over_sample`'s, the one before the gain divided as the norm does it: no cosine sees that, but means do."""
+    before_gain_NxD = states_SxNxD[-2]
+    rms_Nx1 = jnp.sqrt(jnp.mean(before_gain_NxD**2, axis=-1, keepdims=True) + c.config.norm_eps)
+    return states_SxNxD.at[-2].set(before_gain_NxD / rms_Nx1)
+
+
+def _named(name: str, sum_SxD: jax.Array, n_S: jax.Array) -> dict[str, jax.Array]:
+    """The mean cosines of the tensors of `_over_sample`, and of how many positions."""
+    found = {}
+    for suffix, value_S in (("", jax.vmap(mean_cosine)(sum_SxD, n_S)), (".n", n_S)):
+        found[f"{name}{suffix}"] = value_S[:-2, None]
+        found[f"{name}_before_gain{suffix}"], found[f"{name}_after_gain{suffix}"] = value_S[-2], value_S[-1]
+    return found
+
+
+def _over_sample(c: Checkpoint, of: Callable[[jax.Array, jax.Array], Any]) -> Any:
+    """of(states_SxNxD, kept_Nx1) of each block of the first ANISOTROPY_TOKENS of the slice, stacked; N positions, of
+    which those that are not kept belong to no sample. S tensors, float32: the residual stream as embedded and after
+    each block, then the last one as normalised, before the gain and after it."""
     config = c.config
     sampled = -(-ANISOTROPY_TOKENS // config.context)  # rows
     n_blocks = -(-sampled // c.heldout.tokens_NxBxT1.shape[1])
     tokens_NxBxT1 = c.heldout.tokens_NxBxT1[:n_blocks]
 
-    def block(args: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def block(args: tuple[jax.Array, jax.Array]) -> Any:
         first, rows_BxT1 = args
         h_BxTxD, stream_LxBxTxD = model.hidden(config, c.params, jnp.maximum(rows_BxT1[:, :-1], 0))
         last_BxTxD = stream_LxBxTxD[-1].astype(jnp.float32)
@@ -111,17 +159,11 @@ def _anisotropy(c: Checkpoint) -> dict[str, jax.Array]:
         # LayerNorm is left.
         states = jnp.stack([*stream_LxBxTxD.astype(jnp.float32), last_BxTxD, h_BxTxD.astype(jnp.float32)])
         sample_B = (first + jnp.arange(len(rows_BxT1)) < sampled) & (rows_BxT1[:, 0] >= 0)
-        states = jnp.where(sample_B[None, :, None, None], states, 0)
-        return jax.vmap(sum_of_directions)(states.reshape(len(states), -1, config.width))
+        kept_BxT = jnp.broadcast_to(sample_B[:, None], h_BxTxD.shape[:2])
+        return of(states.reshape(len(states), -1, config.width), kept_BxT.reshape(-1, 1))
 
     first_N = jnp.arange(len(tokens_NxBxT1)) * tokens_NxBxT1.shape[1]
-    sums = jax.tree.map(lambda x: x.sum(0), jax.lax.map(block, (first_N, tokens_NxBxT1)))
-    *layers, before_gain, after_gain = jax.vmap(mean_cosine)(*sums)
-    return {
-        "anisotropy": jnp.stack(layers)[:, None],
-        "anisotropy_before_gain": before_gain,
-        "anisotropy_after_gain": after_gain,
-    }
+    return jax.lax.map(block, (first_N, tokens_NxBxT1))
 
 
 def _frozen_heads(c: Checkpoint, ranks: tuple[int, ...]) -> pd.DataFrame:

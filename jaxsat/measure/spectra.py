@@ -1,7 +1,8 @@
-"""Singular values of the output head, and the numbers that summarise them.
+"""Singular values of a model's matrices, and the numbers that summarise them.
 
-All functions are jitted and take one head or one spectrum; stack heads or checkpoints with `jax.vmap`. A head whose
-vocabulary lies over axes `model` and `data` of the mesh is factored where it lies.
+All functions are jitted and take one head, the matrices of one kind of all layers, or one spectrum; stack heads or
+checkpoints with `jax.vmap`. A head whose vocabulary lies over axes `model` and `data` of the mesh is factored where it
+lies; of layers each device takes some.
 """
 
 import functools
@@ -38,6 +39,38 @@ def factored_head_spectrum(a_DxR: jax.Array, b_RxV: jax.Array) -> jax.Array:
     ra = _r_factor(a_DxR.astype(jnp.float32))
     rb = _r_factor(b_RxV.astype(jnp.float32).T)
     return jnp.linalg.svd(jnp.matmul(ra, rb.T, precision="highest"), compute_uv=False)
+
+
+@jax.jit
+def layer_spectra(w_LxIxO: jax.Array) -> jax.Array:
+    """sigma_LxR: the singular values of each of L matrices, descending, float32. I lies over axis `model`, O over
+    `data` as training keeps them; each device is sent whole matrices, ceil(L / devices) of them."""
+    n_model, n_data = axis_size("model"), axis_size("data")
+    # One at a time: `parallel.takes_turns` says why not batched.
+    each = functools.partial(jax.lax.map, lambda w_IxO: jnp.linalg.svd(_upright(w_IxO), compute_uv=False))
+    if n_model == n_data == 1:
+        return each(w_LxIxO)
+
+    @functools.partial(
+        jax.shard_map,
+        in_specs=PartitionSpec(None, "model", "data"),
+        out_specs=PartitionSpec(("data", "model")),
+        axis_names={"data", "model"},
+        check_vma=False,
+    )
+    def own(w_LxIxO):
+        w_LxIxO = jax.lax.all_to_all(w_LxIxO, "data", 0, 2, tiled=True)
+        return each(jax.lax.all_to_all(w_LxIxO, "model", 0, 1, tiled=True))
+
+    n_layers, n_in, n_out = w_LxIxO.shape
+    filled = jnp.pad(w_LxIxO, ((0, -n_layers % (n_model * n_data)), (0, -n_in % n_model), (0, -n_out % n_data)))
+    return own(filled)[:n_layers, : min(n_in, n_out)]
+
+
+def _upright(w_NxD: jax.Array) -> jax.Array:
+    """A matrix of as many rows as columns or fewer, with the same singular values."""
+    w = w_NxD.astype(jnp.float32)
+    return _smaller(w if w.shape[0] >= w.shape[1] else w.T)
 
 
 def _r_factor(x_NxD: jax.Array) -> jax.Array:
@@ -91,6 +124,19 @@ def _shares(sigma_R: jax.Array, rank: jax.Array | int | None) -> tuple[jax.Array
     rank = jnp.asarray(len(sigma_R) if rank is None else rank)
     kept = jnp.where(jnp.arange(len(sigma_R)) < rank, sigma_R, 0)
     return kept / jnp.sum(kept), rank
+
+
+def summary(sigma_R: jax.Array, n: int, rank: jax.Array | int | None = None) -> dict[str, jax.Array]:
+    """The spectrum of a matrix of `n` rows and at most this rank, nan beyond it, and what sums it up."""
+    rank = jnp.minimum(len(sigma_R) if rank is None else rank, len(sigma_R))
+    return {
+        "singular_value": jnp.where(jnp.arange(len(sigma_R)) < rank, sigma_R, jnp.nan),
+        "singular_value.n": jnp.float32(n),
+        "singular_entropy": singular_entropy(sigma_R, rank),
+        "effective_rank": effective_rank(sigma_R, rank),
+        "largest_share": largest_share(sigma_R, rank),
+        "condition_number": condition_number(sigma_R, rank),
+    }
 
 
 @jax.jit

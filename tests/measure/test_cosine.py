@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxsat.config import InputError
-from jaxsat.measure.cosine import anisotropy
+from jaxsat.measure.cosine import anisotropy, centred, centred_anisotropy
 
 
 def all_pairs(h) -> float:
@@ -36,6 +36,23 @@ def test_many_rows_lose_no_digits():
     assert anisotropy(h) == pytest.approx((s @ s - n) / (n * (n - 1)), abs=1e-6)
 
 
+@pytest.mark.parametrize("drift", [0, 1, 100, 1e4])
+def test_centred_rows_against_float64(drift):
+    """1e4: rounding the mean to float32 alone would cost 8e-6."""
+    h = states(100_003, 7, drift)
+    x = h.astype(np.float64) - h.astype(np.float64).mean(0)
+    s, n = (x / np.linalg.norm(x, axis=1, keepdims=True)).sum(0), len(h)
+    assert centred_anisotropy(h) == pytest.approx((s @ s - n) / (n * (n - 1)), abs=1e-8)
+    np.testing.assert_allclose(centred(h), x, atol=1e-6 * np.abs(x).max())
+    if drift >= 1:
+        assert abs(centred_anisotropy(h)) < 1e-3 < 0.1 < anisotropy(h)
+
+
+def test_equal_rows_have_no_direction_from_their_mean():
+    assert np.isnan(centred_anisotropy(np.full((1009, 5), np.float32(0.1))))
+    assert centred_anisotropy(jnp.array([[3.0, 1], [4, 1]])) == pytest.approx(-1)
+
+
 def test_known_values():
     assert anisotropy(jnp.ones((5, 3))) == pytest.approx(1)
     assert anisotropy(jnp.array([[1.0, 2], [-2, -4]])) == pytest.approx(-1)
@@ -53,10 +70,11 @@ def test_zero_rows_are_left_out_and_two_directions_are_needed():
 
 
 def test_one_row_is_an_error_that_says_so():
-    with pytest.raises(InputError, match="at least 2 rows"):
-        anisotropy(jnp.ones((1, 5)))
-    with pytest.raises(InputError, match="N x D"):
-        anisotropy(jnp.ones((2, 4, 5)))
+    for f in (anisotropy, centred_anisotropy):
+        with pytest.raises(InputError, match="at least 2 rows"):
+            f(jnp.ones((1, 5)))
+        with pytest.raises(InputError, match="N x D"):
+            f(jnp.ones((2, 4, 5)))
 
 
 def test_rows_sharded_over_devices_and_layers_vmapped():
@@ -65,6 +83,8 @@ def test_rows_sharded_over_devices_and_layers_vmapped():
     sharded = jax.device_put(h_LxNxD, jax.NamedSharding(mesh, jax.P(None, "data")))
     oracle = [all_pairs(h) for h in h_LxNxD]
     np.testing.assert_allclose(jax.vmap(anisotropy)(sharded), oracle, atol=1e-6)
+    of_centred = [all_pairs(np.float64(h) - np.float64(h).mean(0)) for h in h_LxNxD]
+    np.testing.assert_allclose(jax.vmap(centred_anisotropy)(sharded), of_centred, atol=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
@@ -80,3 +100,7 @@ def test_properties(seed, drift, exponent):
     assert anisotropy(h[g.permutation(n)]) == pytest.approx(ours, abs=2e-6)
     lengths = np.float32(10.0) ** g.uniform(-1, 1, (n, 1)).astype(np.float32) * np.float32(10.0) ** np.float32(exponent)
     assert anisotropy(h * lengths) == pytest.approx(ours, abs=2e-6)
+    moved = h.astype(np.float64) + 10 * g.standard_normal(d)  # by an offset, that leaves the centred one as it is
+    oracle = all_pairs(moved.astype(np.float32) - moved.astype(np.float32).astype(np.float64).mean(0))
+    assert centred_anisotropy(moved.astype(np.float32)) == pytest.approx(oracle, abs=2e-6)
+    assert oracle == pytest.approx(all_pairs(h - h.astype(np.float64).mean(0)), abs=1e-3)

@@ -14,7 +14,7 @@ from jaxsat.config import Layout, checkpoint_steps, override
 from jaxsat.corpus import batch_at
 from jaxsat.evaluate import token_losses
 from jaxsat.measure import Checkpoint, Measure, frozen_head_losses, frozen_heads, language, train_frozen_heads
-from jaxsat.measure.measure import NO_TEXT
+from jaxsat.measure.measure import NO_TEXT, heldout
 from jaxsat.measure.packs import measured
 from jaxsat.sweep import Pack
 
@@ -65,7 +65,7 @@ def test_every_number_against_float64(tiny_run, tmp_path, shape):
     heldout_MxT1 = rng.integers(0, run.model.vocab_size, (37, 18)).astype(np.int32)
     document_MxT = np.sort(rng.integers(0, 5, 37 * 17)).reshape(37, 17).astype(np.int32)
     text = corpus(heldout_MxT1, document_MxT)
-    rows = all_measures(pack, tmp_path, text)[1]
+    rows = all_measures(pack, tmp_path, text, measures=[*language.standard(), language.centred_anisotropy()])[1]
     assert set(rows["tokens"]) == {8 * 17}
 
     forward = jax.jit(lambda p, x: (model.logits(pack.model, p, x), model.hidden(pack.model, p, x)[1]))
@@ -105,15 +105,18 @@ def test_every_number_against_float64(tiny_run, tmp_path, shape):
             assert of("effective_rank") == pytest.approx(len(sigma) * np.exp(-entropy), rel=1e-5)
             assert of("largest_share") == pytest.approx(share[0], rel=1e-5)
             assert of("condition_number") == pytest.approx(sigma[0] / sigma[-1], rel=1e-4)
+            assert of("singular_value.n") == max(w.shape)
 
         tolerance = dict(abs=5e-4 if half else 1e-6)
         assert [i for i, _ in found.loc["anisotropy"].index] == list(range(r.model.depth + 1))
-        for layer, x_MxTxD in enumerate(stream_LxMxTxD):
-            assert value("anisotropy", layer) == pytest.approx(mean_cosine(np.asarray(x_MxTxD)), **tolerance)
         unit = normalised(r.model, np.asarray(stream_LxMxTxD[-1]))
         gained = unit * p["final_norm"]["scale"] + p["final_norm"].get("bias", 0)
-        assert value("anisotropy_before_gain") == pytest.approx(mean_cosine(unit), **tolerance)
-        assert value("anisotropy_after_gain") == pytest.approx(mean_cosine(gained), **tolerance)
+        tensors = {("", layer): np.asarray(x_MxTxD) for layer, x_MxTxD in enumerate(stream_LxMxTxD)}
+        for (place, layer), x_MxTxD in (tensors | {("_before_gain", -1): unit, ("_after_gain", -1): gained}).items():
+            x_NxD = x_MxTxD.reshape(-1, r.model.width).astype(np.float64)
+            for metric, x in (("anisotropy", x_NxD), ("centred_anisotropy", x_NxD - x_NxD.mean(0))):
+                assert value(metric + place, layer) == pytest.approx(mean_cosine(x), **tolerance)
+                assert value(f"{metric}{place}.n", layer) == 37 * 17
         assert abs(mean_cosine(gained) - mean_cosine(unit)) > 0.01
 
 
@@ -132,10 +135,28 @@ def test_split_models_have_the_numbers_of_whole_ones(tiny_run, tmp_path, layout,
         store.save(1, {"params": params, "step": jnp.int32(1)}, 0.0)
     heldout_MxT1 = np.random.default_rng(0).integers(0, 67, (37, 17)).astype(np.int32)
     text = corpus(heldout_MxT1, np.arange(37 * 16, dtype=np.int32).reshape(37, 16) // 100)
-    whole, split = (all_measures(pack, tmp_path, text, layout) for layout in (None, layout))
+    measures = [*language.standard(), language.centred_anisotropy()]
+    whole, split = (all_measures(pack, tmp_path, text, layout, measures) for layout in (None, layout))
     condition = whole[1]["metric"].str.endswith("condition_number")  # 276 of a square matrix of a mixture
     pd.testing.assert_frame_equal(split[1][~condition], whole[1][~condition], rtol=1e-5, atol=1e-5)
     pd.testing.assert_frame_equal(split[1][condition], whole[1][condition], rtol=1e-4)
+
+
+def test_centres_are_those_of_the_sample(tiny_run, monkeypatch):
+    """25 of 37 rows, in blocks of 10; embeddings far from the origin."""
+    config = override(tiny_run, {"model.context": 17, "model.norm": "rms"}).model
+    params = jax.jit(model.init, static_argnums=0)(config, jax.random.key(0))
+    params["embedding"] += 300 * jax.random.normal(jax.random.key(1), (1, config.width))
+    monkeypatch.setattr("jaxsat.measure.measure.BLOCK_TOKENS", 170)
+    monkeypatch.setattr(language, "ANISOTROPY_TOKENS", 25 * 17 - 5)
+    rng = np.random.default_rng(0)
+    heldout_MxT1 = rng.integers(0, config.vocab_size, (37, 18)).astype(np.int32)
+    text = heldout(corpus(heldout_MxT1, np.zeros((37, 17), np.int32)))
+    assert text.tokens_NxBxT1.shape == (4, 10, 18)
+    found = language.centred_anisotropy().of(Checkpoint(config, params, config.rank, text))
+    x_NxD = np.float64(params["embedding"])[heldout_MxT1[:25, :-1].ravel()]
+    assert found["centred_anisotropy"][0, 0] == pytest.approx(mean_cosine(x_NxD - x_NxD.mean(0)), abs=1e-6)
+    assert found["centred_anisotropy.n"][0, 0] == 25 * 17 and mean_cosine(x_NxD) > 0.99
 
 
 def test_a_tied_head_is_the_embedding(tiny_run):

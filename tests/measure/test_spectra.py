@@ -28,6 +28,12 @@ def svd64(w) -> np.ndarray:
     return np.linalg.svd(np.asarray(w, np.float64), compute_uv=False)
 
 
+def moved(program) -> list[list[int]]:
+    """Of each transfer between devices how many numbers each array of its result has."""
+    lines = re.findall(r"= \(?(.*?)\)? (?:all-gather|all-to-all|all-reduce|collective-permute)\(", program.as_text())
+    return [[math.prod(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", line)] for line in lines]
+
+
 @pytest.mark.parametrize("log10_condition", [0, 2, 4, 6])
 def test_head_spectrum_against_float64(log10_condition):
     w = matrix(V, D, np.logspace(0, -log10_condition, D))
@@ -100,9 +106,24 @@ def test_a_split_vocabulary_is_factored_where_it_lies(shape, v):
         for sigma, head in zip(sigmas, heads, strict=True):
             oracle = svd64(head)[: len(sigma)]
             np.testing.assert_allclose(sigma, oracle, atol=2e-6 * oracle[0], rtol=0)
-    moved = re.findall(r"= \(?(.*?)\)? (?:all-gather|all-to-all|all-reduce|collective-permute)\(", program.as_text())
-    sizes = [math.prod(map(int, dims.split(","))) for line in moved for dims in re.findall(r"f32\[([\d,]+)\]", line)]
-    assert sizes and max(sizes) < max(v * d / 4, 5 * d * d)
+    assert 0 < max(max(sizes) for sizes in moved(program)) < max(v * d / 4, 5 * d * d)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 4, 2), (1, 3, 2), (1, 1, 1)])
+@pytest.mark.parametrize("size", [(5, 24, 37), (16, 64, 24)])  # in the first nothing divides
+def test_layers_are_dealt_out_over_the_devices(shape, size):
+    """A device is sent its own layers: nobody gathers them all."""
+    k = shape[0]
+    devices = np.array(jax.devices()[: math.prod(shape)]).reshape(shape)
+    mesh = Mesh(devices, ("pack", "data", "model"), axis_types=(AxisType.Auto,) * 3)
+    w_KxLxIxO = np.random.default_rng(0).standard_normal((k, *size)).astype(np.float32)
+    params = {"out": {"kernel": w_KxLxIxO}}
+    params = jax.tree.map(jax.device_put, params, state_shardings(mesh, params))
+    program = jax.jit(over_runs(mesh, lambda p: spectra.layer_spectra(p["out"]["kernel"]))).lower(params).compile()
+    sigma_KxLxR = program(params)
+    np.testing.assert_allclose(sigma_KxLxR, svd64(w_KxLxIxO), rtol=2e-5)
+    if (shape, size) == ((1, 4, 2), (16, 64, 24)):
+        assert 0 < max(map(sum, moved(program))) <= w_KxLxIxO.size / 8
 
 
 def test_scalars_of_known_spectra():
