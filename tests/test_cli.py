@@ -108,8 +108,9 @@ def edited(home: Path) -> Iterator[Callable[[str, str], str]]:
 
 
 def jaxsat(*argv: str, **kwargs: object) -> subprocess.CompletedProcess:
-    """The command in a process of its own."""
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": ""}
+    """The command in a process of its own, under the settings of these tests."""
+    settings = {"JAX_PLATFORMS": "cpu", "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_COMPILATION_CACHE_DIR": ""}
+    env = os.environ | settings
     return subprocess.run([sys.executable, "-m", "jaxsat.cli", *argv], env=env, text=True, **kwargs)
 
 
@@ -323,7 +324,7 @@ def test_what_is_a_bug_of_ours_stays_one(home, monkeypatch):
     [
         ("return [", "1 / 0\n    return [", "edited.py, line 13: ZeroDivisionError: division by zero"),
         ("return [", "open('nowhere')\n    return [", "edited.py, line 13: FileNotFoundError:"),
-        ("width=8", "widht=8", "edited.py, line 8: TypeError: ModelConfig.__init__() got an unexpected keyword"),
+        ("width=8", "widht=8", "unknown field of ModelConfig 'widht'; did you mean 'width'?"),
         ("def sweeps(scale)", "def sweeps()", "sweeps must be a function of one argument, the scale"),
         ('"seed": [0, 1]', '"seed": 3', "seed = 3: an axis is a list of values, such as [3]"),
         ('Sweep("main", base, small)', "Sweep(base, small)", "needs a name, a base Run and points"),
