@@ -34,10 +34,14 @@ SYNONYMS = {"layers": "depth", "n_layers": "depth", "num_layers": "depth", "n_la
 
 
 def unknown(kind: str, name: str, known: typing.Iterable[str]) -> InputError:
-    """The error for a name that does not exist: names it, suggests the nearest, lists what there is.
+    """The error for a name that does not exist: names it, suggests the nearest, or lists what there is."""
+    near = nearest(name, known := sorted(known))
+    hint = f"did you mean {near!r}?" if near else f"known: {', '.join(known)}"
+    return InputError(f"unknown {kind} {name!r}; {hint}")
 
-    Nearest: another library's word for it, then what it abbreviates (lr), then the most alike.
-    """
+
+def nearest(name: str, known: typing.Iterable[str]) -> str | None:
+    """Of `known`: another library's word for it, then what it abbreviates (lr), then the most alike, or None."""
     known = sorted(known)
     section, _, last = name.rpartition(".")
     words = {key: key.rpartition(".")[2] for key in known}
@@ -45,8 +49,7 @@ def unknown(kind: str, name: str, known: typing.Iterable[str]) -> InputError:
     near += [key for key in known if "_" in words[key] and last == "".join(word[0] for word in words[key].split("_"))]
     near.sort(key=lambda key: key.rpartition(".")[0] != section)
     near += difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-    return InputError(f"unknown {kind} {name!r}; {hint}")
+    return near[0] if near else None
 
 
 @dataclass(frozen=True)

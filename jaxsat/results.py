@@ -6,6 +6,7 @@ text, `state` (done, training, waiting or diverged) and `part` (the names of its
 `measurements`: a row a number: series, step, tokens, layer, index, metric, value; finite values only.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from jaxsat.config import InputError
+from jaxsat.config import InputError, unknown
 
 if TYPE_CHECKING:
     from jaxsat.laws import Fit
@@ -115,12 +116,16 @@ def at_end(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def satisfying(table: pd.DataFrame, rule: str) -> pd.DataFrame:
-    """The rows that satisfy a rule in the words of pandas' `query`; all for "". Raises InputError with the columns."""
+    """The rows that satisfy a rule in the words of pandas' `query`; all for "". Raises InputError."""
     try:
         return table.query(rule) if rule else table
     except (pd.errors.UndefinedVariableError, SyntaxError, TypeError, ValueError) as e:
-        hint = "; dotted keys stand between backticks: `model.width` < 64" if "." in rule and "`" not in rule else ""
-        raise InputError(f"{rule!r}: {e}{hint}; columns: {', '.join(table.columns)}") from None
+        quoted = [name for name in re.findall("`([^`]*)`", rule) if name not in table]
+        names = quoted or re.findall("name '(.*)' is not defined", str(e))
+        if names and any(column.startswith(f"{names[0]}.") for column in table):
+            raise InputError(f"{rule!r}: dotted keys stand between backticks: `model.width` < 64") from None
+        why = unknown("column", names[0], table) if names else e
+        raise InputError(f"{rule!r}: {why}") from None
 
 
 def sized(runs: pd.DataFrame) -> pd.DataFrame:

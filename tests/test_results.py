@@ -67,7 +67,9 @@ def test_curves_are_tokens_down_and_index_across(results):
         ),
         (lambda r: r.law("mine"), NotMeasured, "the law 'mine'"),
         (lambda r: r.curves("accuracy", r.runs), NotMeasured, "accuracy"),
-        (lambda r: r.select(where="`model.widht` > 3"), InputError, "columns: .*model.width"),
+        (lambda r: r.select(where="`model.widht` > 3"), InputError, "'model.widht'; did you mean 'model.width'"),
+        (lambda r: r.select(where="sed > 0.5"), InputError, "'sed > 0.5': unknown column 'sed'; did you mean 'seed'"),
+        (lambda r: r.select(where="seed >"), InputError, "'seed >': invalid syntax"),
         (lambda r: r.select(where="model.width > 3"), InputError, "dotted keys stand between backticks"),
     ],
 )

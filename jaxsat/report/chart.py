@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from jaxsat.config import InputError, unknown
+from jaxsat.config import InputError, nearest, unknown
 from jaxsat.report import figures
 from jaxsat.report.figures import DASHES, INK, MUTED, PAPER
 from jaxsat.report.tables import at_end, differing, settings, with_sizes
@@ -23,7 +23,9 @@ PLACES = ["tokens", "step", "layer", "index"]  # of a value in its own series; e
 TIME = ("tokens", "step")
 LOG = {"singular_value", "head_tail", "head_gap_truncated", "head_gap_trained"}  # as y
 SIZES = ("size", "model.width", "model.depth", "params.total", "params.nonembedding", "params.head")
-MOST_NAMES, LONGEST = 10, 26  # names at the ends of a panel's lines, and their letters; beyond, a key has the colours
+# Names at the ends of a panel's lines, twice as many where it is alone, and their letters. Beyond, a key has the
+# colours: in each panel, or of more than INSIDE above all of them, and of more than can be told apart SOME.
+MOST_NAMES, LONGEST, INSIDE, SOME = 10, 26, 6, 8
 POINTS = {"linestyle": "none", "marker": "o"}
 At = Literal["", "every", "last"]
 
@@ -50,7 +52,8 @@ class Chart:
     log: the axes that are logarithmic, which have no place for zero: "", "x", "y" or "xy"; by default x where it spans
     a factor of 8, and y of singular values. slope: of a guide through the middle of the points, on logarithmic axes.
 
-    Raises InputError for a column that does not exist, and NotMeasured where there are no rows.
+    Raises InputError for a column that does not exist, and NotMeasured where there are no rows, or x is neither a
+    column nor a metric that was measured.
     """
 
     y: str | Sequence[str | Sequence[str]]
@@ -117,11 +120,13 @@ class Chart:
             names[ax], keys[ax] = self._lines(ax, panel, parts, colours, results)
         points = self._points(results)
         longest = max((len(name) for lines in names.values() for name in lines.values()), default=0)
-        crowded = max(map(len, names.values())) > MOST_NAMES or longest > LONGEST / (2 if len(panels) > 1 else 1)
-        if crowded or points:
-            style = POINTS if points else {}
+        many = max(map(len, names.values())) > MOST_NAMES * (2 if len(shown) == 1 else 1)
+        if points or many or longest > LONGEST / (2 if len(panels) > 1 else 1):
+            style, above = POINTS if points else {}, len(colours) > INSIDE and self.colour != self.panel
             for ax, panel in zip(axes, shown, strict=True):
-                keys[ax] = self._colour_key(panel, colours, style) | keys[ax]
+                keys[ax] = ({} if above else self._colour_key(panel, colours, style)) | keys[ax]
+            if above:
+                figures.key_above(figure, self._colour_key(rows, colours, style), len(colours))
             names = {ax: {} for ax in axes}
         for ax, key in keys.items():
             if key:
@@ -134,6 +139,7 @@ class Chart:
         """The rows to draw, with x as a column; of what tells them apart nothing is missing, but "none"."""
         rows = with_sizes(results.rows(*self._metrics, part=self.part))
         if self.x not in rows:
+            self._check_x(rows, results)
             other = results.rows(self.x, part=self.part).rename(columns={"value": self.x})
             rows = rows.merge(other[["series", *PLACES, self.x]], on=["series", *PLACES])
         if self.where:
@@ -145,9 +151,10 @@ class Chart:
             rows = self.transform(rows)
         if self._at == "last":
             rows = at_end(rows)
-        for column in (self.x, self.colour, self.panel, self.dash):
-            if column and column not in rows:
-                raise InputError(f"chart {self.name}: no column {column!r}; there are {', '.join(rows)}")
+        for column in ("x", "colour", "panel", "dash", "band"):
+            name = getattr(self, column)
+            if name and name not in rows and (column, name) != ("band", "seed"):
+                raise unknown(f"{column} of chart {self.name}", name, rows)
         rows = rows.assign(source=rows["series"].where(~rows["series"].isin(results.runs.index)))
         rows = rows[rows[self.x].notna() | (rows["source"].isna() & (self.x in settings(results)))]
         if self._log_x or (self._log_x is None and self.x in TIME):
@@ -161,6 +168,18 @@ class Chart:
             if rows[column].isna().any():
                 rows[column] = rows[column].astype(object).where(rows[column].notna(), "none")
         return rows
+
+    def _check_x(self, rows: pd.DataFrame, results: Results) -> None:
+        """Of an x that is no column: a metric, which may be measured yet. Raises NotMeasured with the nearest name that
+        there is, and InputError where it begins as the dotted keys of columns do."""
+        metrics = {*results.measurements["metric"]}
+        if self.x in metrics:
+            return
+        section = self.x.partition(".")[0] + "."
+        if any(column.startswith(section) for column in rows):
+            raise unknown(f"x of chart {self.name}", self.x, rows)
+        near = nearest(self.x, {*rows, *metrics})
+        raise NotMeasured(f"{self.x}, which is no column either" + (f" (did you mean {near!r}?)" if near else ""))
 
     def _of_metric(self, results: Results) -> bool:
         return self.x not in PLACES and bool(results.measurements["metric"].eq(self.x).any())
@@ -235,11 +254,12 @@ class Chart:
         return names, key
 
     def _colour_key(self, rows: pd.DataFrame, colours: dict[object, str], style: dict) -> dict[str, Line2D]:
-        """The colours of a panel, or the first, the middle and the last of many; none where its title says it."""
+        """The colours of these rows, or some of very many; none where titles say them."""
         values = [value for value in colours if rows[self.colour].eq(value).any()]
-        if self.colour == self.panel and len(values) == 1:
+        if self.colour == self.panel:
             return {}
-        few = values if len(values) <= 6 else [values[i] for i in (0, len(values) // 2, -1)]
+        n = len(values)
+        few = values if n <= len(figures.RAMP) else [values[round(i)] for i in np.linspace(0, n - 1, SOME)]
         return {called(self.colour, value): Line2D([], [], color=colours[value], **style) for value in few}
 
     def _placed(self, ax: Axes, rows: pd.DataFrame) -> pd.DataFrame:

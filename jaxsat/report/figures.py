@@ -174,6 +174,15 @@ def name_ends(names: Mapping[Axes, Mapping[Line2D, str]]) -> None:
             texts[ax][k].set_position((5, (place - ends[k]) / point))
 
 
+def key_above(figure: Figure, key: Mapping[str, Line2D], n: int) -> None:
+    """One key of all panels, above them (below, it would cover the name of their x), in as many columns as there is
+    room for. It says of how many, `n`, it has fewer."""
+    columns = max(1, min(len(key), int(72 * WIDTH / (32 + 5.5 * max(map(len, key))))))
+    title = f"{len(key)} of {n}, in order" if len(key) < n else None
+    figure.set_figheight(figure.get_figheight() + 0.2 * (-(-len(key) // columns) + bool(title)))
+    figure.legend(key.values(), key.keys(), loc="outside upper center", ncols=columns, handlelength=1.6, title=title)
+
+
 def log_ticks(ax: Axes, low: float, high: float, which: str = "x") -> None:
     """A logarithmic axis for values from `low` to `high`: plain numbers with k, M, B at the decades, or at 1, 2, 5
     where it spans fewer than two."""

@@ -191,11 +191,44 @@ def test_names_have_places_in_a_row(results):
 
 
 def test_crowded_lines_have_a_key_of_colours(results):
-    figure = Chart("heldout_loss", part="main").draw(results)
-    assert named(figure) == [set()]
+    figure = Chart("heldout_loss", part="main", band="").draw(results)
+    assert len(lines(figure)) > 20 and named(figure) == [set()] and not figure.legends
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
         "d = 8", "d = 16", "d = 32", "d = 64",
     ]  # fmt: skip
+
+
+def many(n: int, panels: int = 1) -> Results:
+    names = [f"alpha {i:02}" for i in range(n)]
+    rows = [(a, s, s, p, 0, "order", s + i) for p in range(panels) for i, a in enumerate(names) for s in (1, 2, 3)]
+    return Results("laptop", pd.DataFrame(), pd.DataFrame(rows, columns=COLUMNS))
+
+
+def test_twenty_lines_have_their_names(results):
+    figure = Chart("order", colour="series").draw(many(20))
+    assert named(figure) == [{f"alpha {i:02}" for i in range(20)}] and not figure.legends
+    heights = sorted(text.get_window_extent().y0 for text in figure.axes[0].texts)
+    assert min(np.diff(heights)) > 8 * figure.dpi / 72  # of 9 points
+
+
+@pytest.mark.parametrize(
+    "n, panels, title, shown",
+    [
+        (12, 2, "", range(12)),
+        (15, 4, "", range(15)),
+        (30, 1, "8 of 30, in order", (0, 4, 8, 12, 17, 21, 25, 29)),
+    ],
+)
+def test_more_colours_than_a_panel_has_room_for_are_named_once_above_all(n, panels, title, shown):
+    figure = Chart("order", colour="series", panel="layer").draw(many(n, panels))
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [f"alpha {i:02}" for i in shown]
+    assert legend.get_title().get_text() == title and not any(ax.get_legend() for ax in figure.axes)
+    drawn = {line.get_label(): line.get_color() for line in figure.axes[0].lines}
+    assert all(drawn[t.get_text()] == h.get_color() for t, h in zip(legend.get_texts(), legend.legend_handles))
+    figure.draw_without_rendering()
+    box, top = legend.get_window_extent(), max(ax.get_tightbbox().y1 for ax in figure.axes)
+    assert top <= box.y0 and 0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
 
 
 def test_data_are_the_rows_drawn(results):
@@ -235,10 +268,15 @@ def test_names_of_files_come_from_what_is_shown():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"colour": "model.widht"}, "no column 'model.widht'; there are .*model.width"),
-        ({"panel": "size", "dash": "rnak"}, "no column 'rnak'"),
-        ({"where": "`model.widht` < 3"}, "model.widht.*columns: .*model.width"),
-        ({"where": "`model.width` <"}, "chart heldout_loss_against_tokens: '`model.width` <'"),
+        ({"colour": "model.widht"}, "unknown colour of chart .* 'model.widht'; did you mean 'model.width'"),
+        ({"x": "model.widht"}, "unknown x of chart .* 'model.widht'; did you mean 'model.width'"),
+        ({"panel": "size", "dash": "rnak"}, "unknown dash of chart .* 'rnak'; did you mean 'rank'"),
+        ({"band": "sede"}, "unknown band of chart .* 'sede'; did you mean 'seed'"),
+        (
+            {"where": "`model.widht` < 3"},
+            "chart .*: unknown column 'model.widht'; did you mean 'model.width'",
+        ),
+        ({"where": "`model.width` <"}, "chart heldout_loss_against_tokens: '`model.width` <': invalid syntax"),
     ],
 )
 def test_what_does_not_exist_is_named(results, fields, message):
@@ -251,6 +289,20 @@ def test_contradictions_are_said_at_once():
         Chart("a", at="evry")
     with pytest.raises(InputError, match="two charts"):
         Chart(("a", "b"), panel="size")
+
+
+@pytest.mark.parametrize(
+    "x, said",
+    [
+        ("tokns", r"^tokns, which is no column either \(did you mean 'tokens'\?\)$"),
+        ("efective_rank", "did you mean 'effective_rank'"),
+        ("lr", "did you mean 'train.learning_rate'"),
+        ("exact_match/cogs", "^exact_match/cogs, which is no column either$"),
+    ],
+)
+def test_an_x_that_may_be_a_metric_yet_to_be_measured_is_not_measured_and_the_nearest_is_said(results, x, said):
+    with pytest.raises(NotMeasured, match=said):
+        Chart("heldout_loss", x=x).draw(results)
 
 
 @pytest.mark.parametrize(
