@@ -34,6 +34,7 @@ from jaxsat.claims import Claim
 from jaxsat.config import InputError, Preempted, Run, unknown
 from jaxsat.laws import Law
 from jaxsat.measure import Computed, Measure
+from jaxsat.measure.identity import identity
 from jaxsat.report import Section, check_names
 from jaxsat.results import NotMeasured, Results
 from jaxsat.series import Import
@@ -86,6 +87,13 @@ class Experiment:
                 return claim.needs(results)
         except NotMeasured:
             return ""
+
+    def notices(self, rows: pd.DataFrame, command: str) -> list[str]:
+        """Which measures have other code than that which made the numbers of the table `rows`, in lines."""
+        made = set(rows["measure"])
+        known = {key.rpartition("@")[0] for key in made}
+        others = [m.name for m in (*self.measures, *self.computed) if m.key not in made and m.name in known]
+        return [f"the numbers of measure {name!r} are of other code than it has now: {command}" for name in others]
 
     def hash(self, results: Results, said: Any) -> str:
         """Of all that a report is made of: numbers, what is `said` of them (JSON), and the code that makes the page."""
@@ -148,9 +156,8 @@ def load(name: str, scale: str) -> Experiment:
     for m in asked["measures"]:
         if m.at == "best" and "loss" not in {other.name for other in asked["measures"]}:
             raise InputError(f"{name}: measure {m.name!r} at the best checkpoint needs measure.loss() in the list too")
-    for f in ("measures", "computed"):  # what is theirs alone is known by their name
-        own = lambda of: getattr(getattr(of, "func", of), "__module__", "") or ""
-        asked[f] = [m if own(m.of).startswith("jaxsat.") else dataclasses.replace(m, owner=file.stem) for m in asked[f]]
+    for f in ("measures", "computed"):  # what is theirs alone is known by its code
+        asked[f] = [dataclasses.replace(m, code=identity(m.of, file.parent)) for m in asked[f]]
     check_names(declared["SECTIONS"])
     title = (module.__doc__ or file.stem).strip().splitlines()[0].rstrip(".")
     experiment = Experiment(file.stem, scale, file, title, *asked.values(), *declared.values())

@@ -116,9 +116,10 @@ class Study:
         rows = rows[rows["series"].isin(series) & rows["measure"].isin(makers) & np.isfinite(rows["value"])]
         if (again := rows.duplicated([key for key in table.KEY if key != "measure"], keep=False)).any():
             metric, makers = rows.loc[again, "metric"].iloc[0], sorted(set(rows.loc[again, "measure"]))
-            raise InputError(
-                f"{self.name}: {' and '.join(makers)} both measure {metric!r}; give one of them another name"
+            by = " and ".join(
+                key.partition("@")[0] or f"rows of no measure in {self.out}/measurements" for key in makers
             )
+            raise InputError(f"{self.name}: {by} both measure {metric!r}; give one of them another name")
         rows = rows.drop(columns=["measure", "version"]).reset_index(drop=True)
         return Results(self.experiment.scale, runs, rows, self.experiment.parts)
 
@@ -192,4 +193,5 @@ class Study:
         rows, states, launches = read or (
             self.directory.measurements(), self.directory.states(runs), self.directory.launches(runs)
         )  # fmt: skip
-        return self.directory.notices(states, launches, self.command + self._out) + self.jobs.notices(rows, states)
+        said = self.directory.notices(states, launches, self.command + self._out) + self.jobs.notices(rows, states)
+        return said + self.experiment.notices(rows, self.command + self._out)

@@ -11,6 +11,7 @@ import pytest
 from jaxsat.config import InputError, Layout, Preempted
 from jaxsat.directory import Directory, summary
 from jaxsat.measure import Checkpoint, table
+from jaxsat.results import NotMeasured
 from jaxsat.study import Study
 from tests.studies import COMPUTED, EXPERIMENT, OWN, files, ignore, trained_and_measured
 
@@ -121,11 +122,12 @@ def test_starts_that_cannot_be(copy, user_file):
 
 def test_measuring_is_stopped_like_training(copy, user_file, monkeypatch):
     """SIGTERM in the middle: what is measured is kept, and the rest is made by the same command."""
-    seen = []
+    seen = type("Seen", (), {})()  # of the function its identity knows the type of this only
+    seen.jobs = []
 
     def slow(c: Checkpoint) -> dict[str, float]:
-        seen.append((c.run.id, c.step))
-        if len(seen) == 3:
+        seen.jobs.append((c.run.id, c.step))
+        if len(seen.jobs) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return {"slow": 1.0}
 
@@ -140,13 +142,12 @@ def test_measuring_is_stopped_like_training(copy, user_file, monkeypatch):
     mine = user_file(text)
     with pytest.raises(Preempted, match="the same command continues"):
         Study(mine, "laptop", copy).measure(ignore)
-    n = len(seen)
+    n = len(seen.jobs)
     kept = table.read(copy / "measurements")
-    assert n < 28 and kept["measure"].eq("mine/slow").sum() == n
+    assert n < 28 and kept["measure"].str.startswith("slow@").sum() == n
     Study(mine, "laptop", copy).measure(ignore)
-    assert len(seen) == len(set(seen)) and table.read(copy / "measurements")["measure"].eq("mine/slow").sum() == len(
-        seen
-    )
+    made = table.read(copy / "measurements")["measure"].str.startswith("slow@").sum()
+    assert len(seen.jobs) == len(set(seen.jobs)) == made
 
 
 def test_what_is_measured_to_its_end_needs_no_checkpoints(out, tmp_path, user_file):
@@ -204,7 +205,8 @@ def test_a_measure_that_is_added_is_made_for_all_and_nothing_else_is(copy, user_
     assert files(copy / "checkpoints") == checkpoints, "the same runs are not trained again"
     after = table.read(copy / "measurements")
     made = after.merge(before, how="left", indicator=True)
-    assert set(made.loc[made["_merge"] == "left_only", "measure"]) == {"mine/norm", "mine/best_norm", "mine/squares"}
+    new = made.loc[made["_merge"] == "left_only", "measure"].str.partition("@")
+    assert set(new[0]) == {"norm", "best_norm", "squares"} and set(new[2].str.len()) == {8}
     best = study.results().rows("best", part="main")
     least = study.results().rows("heldout_loss", part="main").sort_values("value").groupby("series")["step"].first()
     assert best.set_index("series")["step"].to_dict() == least.to_dict() and (best["step"] == best["value"]).all()
@@ -220,14 +222,46 @@ def test_a_measure_that_is_added_is_made_for_all_and_nothing_else_is(copy, user_
     )
     assert json.loads((page.parent / "laws.json").read_text())["mine"]["rows"] == 4
 
-    again = table.read(copy / "measurements")
-    newer = own.replace(
-        'Measure("norm", norm, at="last")', 'Measure("norm", lambda c: {"norm_2": 2.0}, at="last", version=2)'
+
+def test_a_measure_that_is_edited_is_made_again_and_said(copy, user_file, tmp_path):
+    own = EXPERIMENT + OWN
+    trained_and_measured(Study(user_file(own), "laptop", copy))
+    before = table.read(copy / "measurements")
+    of = lambda name, rows: rows[rows["measure"].str.startswith(f"{name}@")]
+    edited = own.replace('"head_norm": np.linalg.norm(', '"head_norm": 2 * np.linalg.norm(')
+    study = Study(user_file(edited), "laptop", copy)
+    assert "measure norm (version 1) of 4 checkpoints" in study.pending()
+    assert "the numbers of measure 'norm' are of other code than it has now: jaxsat reproduce" in "".join(
+        study.notices()
     )
-    Study(user_file(newer), "laptop", copy).measure(ignore)
+    with pytest.raises(NotMeasured, match="head_norm"):
+        study.results().rows("head_norm")
+    study.measure(ignore)
+    assert not [said for said in study.notices() if "other code" in said]
+    after = study.results().rows("head_norm").set_index("series")["value"]
+    old = of("norm", before).set_index("series")["value"]
+    assert after.to_dict() == pytest.approx((2 * old).to_dict())
+    raised = own.replace('at="last")', 'at="last", version=2)')
+    Study(user_file(raised), "laptop", copy).measure(ignore)
     found = table.read(copy / "measurements")
-    assert set(found.loc[found["measure"] == "mine/norm", "metric"]) == {"norm_2"}
-    pd.testing.assert_frame_equal(*(t[t["measure"] != "mine/norm"].reset_index(drop=True) for t in (found, again)))
+    assert of("norm", found).groupby("measure")["version"].unique().map(list).tolist() in ([[2], [1]], [[1], [2]])
+    pd.testing.assert_frame_equal(
+        *(t[~t["measure"].str.startswith("norm@")].reset_index(drop=True) for t in (found, before))
+    )
+
+
+def test_a_file_that_is_renamed_or_moved_makes_nothing_again(copy, user_file, tmp_path):
+    trained_and_measured(Study(user_file(EXPERIMENT + OWN), "laptop", copy))
+    (tmp_path / "elsewhere").mkdir()
+    for path in (tmp_path / "renamed.py", tmp_path / "elsewhere" / "mine.py"):
+        path.write_text(EXPERIMENT + OWN)
+        study, before = Study(str(path), "laptop", copy), table.read(copy / "measurements")
+        assert not [said for said in study.pending() if said.startswith("compute")] and study.pending()[0].startswith(
+            "train nothing"
+        )
+        study.measure(ignore)
+        pd.testing.assert_frame_equal(table.read(copy / "measurements"), before)
+        assert len(study.results().rows("head_norm")) == 4
 
 
 def test_shares_split_all_of_the_work(home, user_file, tmp_path):
@@ -254,9 +288,11 @@ def test_a_lowered_version_is_refused(copy, user_file):
 
 
 def test_computed_of_two_experiments_may_have_one_name(tmp_path):
-    for name, value in (("one.py", "1.0"), ("two.py", "2.0")):
+    """Also where their files have one name."""
+    for name, value in (("one.py", "1.0"), ("two.py", "2.0"), ("deep/one.py", "3.0")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(COMPUTED.replace("[1.0, 4.0]", f"[{value}, {value}]"))
-    for name, value in (("one.py", 1.0), ("two.py", 2.0), ("one.py", 1.0)):
+    for name, value in (("one.py", 1.0), ("two.py", 2.0), ("deep/one.py", 3.0), ("one.py", 1.0)):
         study = Study(str(tmp_path / name), "laptop", tmp_path / "out")
         trained_and_measured(study)
         assert study.results().rows("square")["value"].tolist() == [value, value]

@@ -39,9 +39,18 @@ def test_two_measures_of_one_number_are_refused(copy, user_file):
     again += "[measure.loss(), Measure('mine', lambda c: {'heldout_loss': 1.0}, at='last')]"
     study = Study(user_file(EXPERIMENT + again), "laptop", copy)
     trained_and_measured(study)
-    with pytest.raises(InputError, match="loss and mine/mine both measure 'heldout_loss'"):
+    with pytest.raises(InputError, match="loss and mine both measure 'heldout_loss'"):
         study.results()
-    assert len(Study("mine.py", "laptop", copy).results().last("heldout_loss", part="main")) == 4, "not asked for there"
+    plain = Study("mine.py", "laptop", copy)
+    assert len(plain.results().last("heldout_loss", part="main")) == 4, "not asked for there"
+    rows = table.read(copy / "measurements")
+    rows[rows["metric"] == "heldout_loss"].drop(columns=["measure", "version"]).to_parquet(
+        copy / "measurements" / "by_hand.parquet"
+    )
+    with pytest.raises(
+        InputError, match="rows of no measure in .*copy/measurements and loss both measure 'heldout_loss'"
+    ):
+        plain.results()
 
 
 def test_what_is_no_longer_asked_for_stays_on_disk_and_out_of_the_report(copy, user_file):

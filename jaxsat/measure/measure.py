@@ -3,8 +3,8 @@
     Measure("head_norm", lambda c: {"head_norm": np.linalg.norm(c.params["head"]["kernel"])})
     Computed("dynamics", lambda: pd.DataFrame(...))
 
-A number is known by (series, step, name of the measure, version): what is in the table is not made again, and a measure
-that is added to a finished study, or whose version rises, is made for all its checkpoints.
+A number is known by (series, step, key of the measure, version): what is in the table is not made again, and a measure
+that is added to a finished study, whose function changes or whose version rises, is made for all its checkpoints.
 """
 
 from collections.abc import Callable, Mapping
@@ -96,8 +96,8 @@ def every(run: Run) -> bool:
 
 
 def _key(self: "Measure | Computed") -> str:
-    """By what the table knows it: measures of two experiments in one directory may have one name."""
-    return f"{self.owner}/{self.name}" if self.owner else self.name
+    """By what the table knows it: measures of two experiments in one directory may have one name, but not one code."""
+    return f"{self.name}@{self.code}" if self.code else self.name
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,10 @@ class Measure:
     columns metric, value and, where wanted, layer and index.
 
     at: every checkpoint, the last, the best (least held-out loss), or those of some steps. runs: of which runs.
-    version: raise it when `of` changes, and all is measured again. traced: `of` is a pure JAX function; one compiled
-    program runs it for all models of a pack, over all devices. Otherwise each model is measured in plain Python, the
-    checkpoints dealt out over the hosts. owner: the experiment whose own function it is, set as that is loaded.
+    version: raise it when what `of` calls elsewhere changes, and all is measured again. traced: `of` is a pure JAX
+    function; one compiled program runs it for all models of a pack, over all devices. Otherwise each model is measured
+    in plain Python, the checkpoints dealt out over the hosts. code: the `identity` of `of`, set as the experiment is
+    loaded.
 
     Raises InputError on a name or a step that cannot be.
     """
@@ -119,7 +120,7 @@ class Measure:
     runs: Callable[[Run], bool] = every
     version: int = 1
     traced: bool = False
-    owner: str = ""
+    code: str = ""
 
     key = property(_key)
 
@@ -141,7 +142,7 @@ class Computed:
     name: str
     of: Callable[[], Rows]
     version: int = 1
-    owner: str = ""
+    code: str = ""
 
     key = property(_key)
 
