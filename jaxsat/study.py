@@ -42,6 +42,7 @@ class Study:
         config = {"experiment": self.experiment.name, "scale": scale, "out": str(self.out), "share": share}
         for i, run in enumerate(self.experiment.runs.values()):
             config |= {f"{key} of run {i}": value for key, value in flatten(run).items()}
+        config["measures"] = [m.key for m in self.experiment.measures]
         config |= flatten(validate_layout(layout), "layout.") | {"version of jax": jax.__version__}
         hosts.agree(config | parallel.number_settings())
         sizes = lambda run, n_runs: parallel.pack_size(run, n_runs, layout, jax.devices())

@@ -183,7 +183,7 @@ def test_dry_run_says_what_is_pending_and_stops(log, home, edited, capfd):
     more = edited("[0, 1]", "[0, 1, 2]")
     assert main(["reproduce", more, "--out", "runs/mine", "--dry-run"]) == 0
     said = capfd.readouterr().out
-    assert "train 2 runs in 1 packs" in said and "measure loss (version 1) of 14 checkpoints" in said
+    assert "train 2 runs in 1 packs" in said and "measure loss (version 2) of 14 checkpoints" in said
     assert main(["train", more, "--out", "new", "--dry-run"]) == 0 and "train 7 runs" in capfd.readouterr().out
     assert files(home / "runs") == before and not (home / "new").exists()
 

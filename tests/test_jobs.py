@@ -179,7 +179,7 @@ def test_one_seed_more_trains_that_seed_alone(copy, user_file):
     more = user_file(EXPERIMENT.replace("[0, 1]", "[0, 1, 2]"))
     study = Study(more, "laptop", copy)
     said = study.pending()
-    assert said[0].startswith("train 2 runs in 1 packs") and "measure loss (version 1) of 14 checkpoints" in said
+    assert said[0].startswith("train 2 runs in 1 packs") and "measure loss (version 2) of 14 checkpoints" in said
     assert files(copy) == before, "saying what is pending does nothing"
     trained_and_measured(study)
     after = files(copy)

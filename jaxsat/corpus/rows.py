@@ -79,7 +79,8 @@ def prepare(
 
     Held out are the documents with the smallest hashes of their ids, so the same chapter of both translations:
     `data.heldout_fraction` of the ids, and at least 50 of 500 or more. A training document with the text of a held-out
-    one is left out. The slice that is measured is `data.heldout_tokens` in rows evenly spread over all held-out text.
+    one is left out. A fraction of 1, which no run may have, holds out all: for a tokenizer that is there, and no
+    training rows. The slice that is measured is `data.heldout_tokens` in rows evenly spread over all held-out text.
     Raises InputError for an unreadable corpus or tokenizer, for a tokenizer that loses more than 1 % of the characters
     (of all held-out documents, 1024 training documents and one of 64 of the others), for a cache that cannot be
     written, and for a corpus too small to fill a row of either split.
@@ -183,8 +184,10 @@ def _write(directory: Path, data: DataConfig, vocab_size: int, progress: Progres
         hashes.append(key)
         content.update(f"{key}\0{text}\0".encode())
     ids = np.unique(hashes)
-    if len(ids) < 2:
-        raise InputError(f"corpus {', '.join(data.corpus)} has {len(ids)} documents: needs 2 at least, one held out")
+    if len(ids) < (needed := 2 if data.heldout_fraction < 1 else 1):
+        raise InputError(
+            f"corpus {', '.join(data.corpus)} has {len(ids)} documents: needs {needed} at least, one held out"
+        )
     heldout_ids = max(1, round(data.heldout_fraction * len(ids)), 50 if len(ids) >= 500 else 0)
     last = ids[heldout_ids - 1]
     keys, heldout = zip(*sorted(item for item in read("splitting") if item[0] <= last), strict=True)
@@ -276,6 +279,9 @@ def _read(directory: Path, data: DataConfig, context: int) -> Corpus:
     statistics = Statistics(**json.loads((directory / "corpus.json").read_text()))
     rows = {}
     for split, size in (("train", statistics.train_tokens), ("heldout", statistics.heldout_tokens)):
+        if split == "train" and data.heldout_fraction == 1:
+            rows[split] = np.empty((0, context + 1), np.uint16)
+            continue
         if size <= context:
             raise InputError(
                 f"corpus {', '.join(data.corpus)} has {size} {split} tokens in {statistics.train_documents} train and "

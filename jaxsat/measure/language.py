@@ -1,5 +1,9 @@
 """The measures that any language model can be asked."""
 
+import hashlib
+import json
+import math
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -10,8 +14,10 @@ import numpy as np
 import pandas as pd
 
 from jaxsat import model
-from jaxsat.config import ModelConfig, Run
+from jaxsat.config import ModelConfig, Run, override, validate
 from jaxsat.corpus import batch_at
+from jaxsat.corpus.documents import fingerprint, label
+from jaxsat.corpus.rows import RULES
 from jaxsat.evaluate import token_losses
 from jaxsat.measure import spectra
 from jaxsat.measure.cosine import mean_cosine, sum_of_directions
@@ -23,9 +29,21 @@ FROZEN_TOKENS = 500_000  # on whose states heads are trained
 FROZEN_RANKS = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)
 
 
-def loss(runs: Callable[[Run], bool] = every) -> Measure:
-    """`heldout_loss`, nats a token of the fixed slice; `document_loss`, the same of each of its documents, by index."""
-    return Measure("loss", _loss, runs=runs, traced=True)
+def loss(runs: Callable[[Run], bool] = every, corpus: Sequence[str] = (), tokens: int = 50_000) -> Measure:
+    """`heldout_loss`, nats a token of the fixed slice; `heldout_bits_per_byte`, which other tokenizers can be compared
+    by; `document_loss`, as the first, of each of its documents, by index.
+
+    corpus: of other text instead, as `data.corpus` names it, cut by the model's own tokenizer as in training: `tokens`
+    of it in rows spread over all. NAME.loss, NAME.bits_per_byte, NAME.document_loss; a file's NAME is without ending,
+    several have a + between. Another text under the same name is another measure. Raises InputError.
+    """
+    if not corpus:
+        return Measure("loss", _heldout_loss, runs=runs, version=2, traced=True)
+    text = validate(override(Run(), {"data.corpus": corpus, "data.heldout_tokens": tokens})).data
+    identity = json.dumps([RULES, tokens, [fingerprint(name) for name in text.corpus]])
+    name = "+".join(re.sub(r"\.(txt|jsonl)(\.gz)?$", "", label(name)) for name in text.corpus)
+    known_by = f"loss {name} {hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+    return Measure(known_by, partial(_loss_of, name=name), runs=runs, traced=True, text=text)
 
 
 def head(runs: Callable[[Run], bool] = every) -> Measure:
@@ -64,6 +82,14 @@ def standard() -> list[Measure]:
     return [loss(), head(), anisotropy()]
 
 
+def _heldout_loss(c: Checkpoint) -> dict[str, jax.Array]:
+    return {metric if metric == "document_loss" else f"heldout_{metric}": value for metric, value in _loss(c).items()}
+
+
+def _loss_of(c: Checkpoint, name: str) -> dict[str, jax.Array]:
+    return {f"{name}.{metric}": value for metric, value in _loss(c).items()}
+
+
 def _loss(c: Checkpoint) -> dict[str, jax.Array]:
     def block(args: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         rows_BxT1, unit_BxT = args
@@ -76,7 +102,9 @@ def _loss(c: Checkpoint) -> dict[str, jax.Array]:
 
     sums_NxU, counts_NxU = jax.lax.map(block, (c.heldout.tokens_NxBxT1, c.heldout.unit_NxBxT))
     nats_U, tokens_U = sums_NxU.sum(0), counts_NxU.sum(0)
-    return {"heldout_loss": nats_U.sum() / tokens_U.sum(), "document_loss": nats_U / tokens_U}
+    loss = nats_U.sum() / tokens_U.sum()
+    bits_per_byte = loss / math.log(2) / c.heldout.bytes_per_token
+    return {"loss": loss, "bits_per_byte": bits_per_byte, "document_loss": nats_U / tokens_U}
 
 
 def _head(c: Checkpoint) -> dict[str, jax.Array]:

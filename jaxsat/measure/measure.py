@@ -19,7 +19,7 @@ from etils import epath
 from numpy.typing import ArrayLike
 
 from jaxsat import model
-from jaxsat.config import InputError, ModelConfig, Run
+from jaxsat.config import DataConfig, InputError, ModelConfig, Run
 from jaxsat.corpus import Corpus
 from jaxsat.evaluate.scores import BLOCK_TOKENS
 
@@ -27,7 +27,11 @@ Rows = Mapping[str, ArrayLike] | pd.DataFrame
 MAX_UNITS = 128  # of the held-out slice, for paired tests: rows of the table grow with them
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["tokens_NxBxT1", "unit_NxBxT"], meta_fields=["n_units"])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["tokens_NxBxT1", "unit_NxBxT", "bytes_per_token"],
+    meta_fields=["n_units"],
+)
 @dataclass(frozen=True, eq=False)
 class Heldout:
     """The fixed slice of held-out text, in N blocks of B rows for one forward pass each; -1 where a block is not
@@ -36,6 +40,7 @@ class Heldout:
     tokens_NxBxT1: jax.Array
     unit_NxBxT: jax.Array  # of each target, rows[:, 1:]: which of the n_units it is of
     n_units: int  # the slice's documents, neighbours joined where they are more than MAX_UNITS
+    bytes_per_token: jax.Array | np.float32  # of all held-out text, an end of text being a token without bytes
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=[])
@@ -88,7 +93,8 @@ def heldout(corpus: Corpus, put: Callable[[np.ndarray], jax.Array] = jax.numpy.a
     tokens_NxBxT1 = blocks(corpus.heldout_MxT1, n_devices)
     unit_NxBxT = np.pad(unit_MxT, ((0, tokens_NxBxT1.shape[0] * tokens_NxBxT1.shape[1] - len(unit_MxT)), (0, 0)),
                         constant_values=-1).reshape(*tokens_NxBxT1.shape[:2], -1)  # fmt: skip
-    return Heldout(put(tokens_NxBxT1), put(unit_NxBxT.astype(np.int32)), n_units)
+    bytes_per_token = np.float32(corpus.bytes_per_token)
+    return Heldout(put(tokens_NxBxT1), put(unit_NxBxT.astype(np.int32)), n_units, bytes_per_token)
 
 
 def every(run: Run) -> bool:
@@ -109,7 +115,8 @@ class Measure:
     version: raise it when what `of` calls elsewhere changes, and all is measured again. traced: `of` is a pure JAX
     function; one compiled program runs it for all models of a pack, over all devices. Otherwise each model is measured
     in plain Python, the checkpoints dealt out over the hosts. code: the `identity` of `of`, set as the experiment is
-    loaded.
+    loaded. text: of which, by the model's own tokenizer, `of` is given all as held out, instead of the run's; a name
+    stands for one text, so it holds its hash.
 
     Raises InputError on a name or a step that cannot be.
     """
@@ -121,6 +128,7 @@ class Measure:
     version: int = 1
     traced: bool = False
     code: str = ""
+    text: DataConfig | None = None
 
     key = property(_key)
 

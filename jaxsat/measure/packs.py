@@ -14,8 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsat import hosts, model
 from jaxsat.checkpoints import Store, cut_head
-from jaxsat.config import Layout, ModelConfig, Run
-from jaxsat.corpus import Corpus
+from jaxsat.config import DataConfig, InputError, Layout, ModelConfig, Run
+from jaxsat.corpus import Corpus, prepare
 from jaxsat.evaluate import exact
 from jaxsat.measure import table
 from jaxsat.measure.measure import NO_TEXT, Checkpoint, Heldout, Measure, NoText, heldout, values
@@ -43,7 +43,8 @@ def measured(
     mesh = make_mesh(pack, chosen)
     rank_K = put(np.array([run.model.rank for run in pack.runs], np.int32), per_run(mesh))
     over_data = partial(put, sharding=NamedSharding(mesh, PartitionSpec(None, "data")))
-    text = heldout(corpus, over_data, mesh.shape["data"]) if corpus else NO_TEXT
+    corpora = {None: corpus} | _other_texts(pack, corpus, todo, folder)
+    texts = {data: heldout(c, over_data, mesh.shape["data"]) if c else NO_TEXT for data, c in corpora.items()}
     finish: Callable[[], pd.DataFrame] | None = None
     before = -1
     for step in sorted(todo):
@@ -54,15 +55,31 @@ def measured(
             yield before, finish()
         traced = {m: runs for m, runs in todo[step] if m.traced}
         with exact():
-            args = (pack.model, mesh, params_K, rank_K, text)
-            found = {m: _traced(m.of, *args) for m in traced}
+            found = {m: _traced(m.of, pack.model, mesh, params_K, rank_K, texts[m.text]) for m in traced}
         if jax.process_count() > 1:  # reading asks the other processes: never two programs of several at once
             jax.block_until_ready(list(found.values()))
         plain = [(m, run) for m, runs in todo[step] if not m.traced for run in runs]
-        finish = partial(_finish, pack, store, corpus, folder, step, params_K, traced, found, plain)
+        finish = partial(_finish, pack, store, corpora, folder, step, params_K, traced, found, plain)
         before = step
     if finish:
         yield before, finish()
+
+
+def _other_texts(pack: Pack, corpus: Corpus | None, todo: Todo, folder: epath.Path | None) -> dict[DataConfig, Corpus]:
+    """Those that measures bring along, as the tokenizer of the pack's runs cuts them."""
+    asked = dict.fromkeys(m.text for at in todo.values() for m, _ in at if m.text)
+    if not asked:
+        return {}
+    tokenizer = corpus.tokenizer if corpus else folder and folder / pack.runs[0].id / "tokenizer.json"
+    if tokenizer is None or not tokenizer.exists():
+        text = ", ".join(next(iter(asked)).corpus)
+        raise InputError(f"the loss on {text} needs a tokenizer, and run {pack.runs[0].id} has no tokenizer.json")
+
+    def read(data: DataConfig) -> Corpus:
+        whole = dataclasses.replace(data, tokenizer=str(tokenizer), heldout_fraction=1.0)
+        return prepare(whole, pack.model.vocab_size, pack.model.context)
+
+    return {data: hosts.one_after_the_other(lambda data=data: read(data)) for data in asked}
 
 
 def own(pack: Pack, params_K: Any, run: Run) -> model.Params:
@@ -77,7 +94,7 @@ def _traced(of, config: ModelConfig, mesh, params_K, rank_K, text: Heldout | NoT
     return over_runs(mesh, one, shared=1)(params_K, rank_K, text)
 
 
-def _finish(pack, store, corpus, folder, step, params_K, traced, found, plain) -> pd.DataFrame:
+def _finish(pack, store, corpora, folder, step, params_K, traced, found, plain) -> pd.DataFrame:
     """Waits for what is measured at a step, measures the rest, and makes rows of it."""
     frames = []
     for measure, runs in traced.items():
@@ -93,9 +110,10 @@ def _finish(pack, store, corpus, folder, step, params_K, traced, found, plain) -
         if mine and jax.process_count() > 1:  # each host reads alone what it measures alone
             with Store(store.directory, store.run_ids, alone=True) as alone:
                 alone_K = alone.params(step)
-        text = heldout(corpus) if mine and corpus else NO_TEXT  # on one device, as the parameters are
+        used = {measure.text: corpora[measure.text] for measure, _ in mine}  # on one device, as the parameters are
+        texts = {data: heldout(corpus) if corpus else NO_TEXT for data, corpus in used.items()}
         for measure, run in mine:
-            params = own(pack, alone_K, run)
+            params, text, corpus = own(pack, alone_K, run), texts[measure.text], used[measure.text]
             c = Checkpoint(run.model, params, run.model.rank, text, run, step, step * run.tokens_per_step, corpus,
                            folder and folder / run.id / "tokenizer.json")  # fmt: skip
             with exact():

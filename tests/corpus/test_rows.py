@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from jaxsat.config import DataConfig, InputError
 from jaxsat.corpus import Corpus, batch_at, batches, documents, prepare
 from jaxsat.corpus.rows import shuffled
+from jaxsat.corpus.tokenizer import load
 
 WORDS = ["sun", "moon", "stars", "sea", "stone", "tree", "river", "and", "the", "of"]
 
@@ -337,6 +338,22 @@ def test_two_preparing_at_once(lines, cache: Path):
     outer = prepare(data, 60, 8, overtake)
     assert np.array_equal(outer.train_RxT1, inner[0].train_RxT1) and outer.tokenizer == inner[0].tokenizer
     assert not list((cache / "rows").glob(".*"))
+
+
+def test_all_of_a_text_may_be_held_out(lines, tmp_path):
+    """By the tokenizer of another one; a document is enough."""
+    tokenizer = str(prepare(lines(*map(story, range(100))), 60, 8).tokenizer)
+    for texts in ([story(200)], [*map(story, range(200, 240))]):
+        corpus = prepare(lines(*texts, tokenizer=tokenizer, heldout_fraction=1.0), 60, 8)
+        assert len(corpus.train_RxT1) == corpus.train_tokens == 0 and corpus.heldout_ids == len(texts)
+        ids = [load(tokenizer, 60).encode(text).ids for text in texts]
+        assert corpus.heldout_tokens == sum(map(len, ids)) + len(texts)
+        assert corpus.bytes_per_token == sum(map(len, texts)) / corpus.heldout_tokens
+        assert len(corpus.heldout_MxT1) == (corpus.heldout_tokens - 1) // 8
+        with pytest.raises(InputError, match="has 0 training rows"):
+            batch_at(corpus, 0, 0, 1)
+    with pytest.raises(InputError, match="has 0 documents: needs 1 at least"):
+        prepare(lines("", tokenizer=tokenizer, heldout_fraction=1.0), 60, 8)
 
 
 def test_too_small(lines):

@@ -80,6 +80,7 @@ def test_every_number_against_float64(tiny_run, tmp_path, shape):
         half = r.model.compute_dtype == "bfloat16"  # rounds differently in blocks of other sizes
         near = dict(rel=1e-3 if half else 1e-6)
         assert value("heldout_loss") == pytest.approx(nats_MxT.mean(), **near)
+        assert value("heldout_bits_per_byte") == pytest.approx(nats_MxT.mean() / np.log(2) / 3.5, **near)
         assert found.loc["document_loss"].index.tolist() == [(-1, i) for i in range(5)]
         for i in range(5):
             assert value("document_loss", index=i) == pytest.approx(nats_MxT[document_MxT == i].mean(), **near)
@@ -170,7 +171,9 @@ def test_a_tied_head_is_the_embedding(tiny_run):
 def corpus(heldout_MxT1, document_MxT):
     """What a measure reads of a corpus."""
     n = int(document_MxT.max()) + 1
-    return SimpleNamespace(heldout_MxT1=heldout_MxT1, heldout_document_MxT=document_MxT, heldout_documents=n)
+    return SimpleNamespace(
+        heldout_MxT1=heldout_MxT1, heldout_document_MxT=document_MxT, heldout_documents=n, bytes_per_token=3.5
+    )
 
 
 def all_measures(pack, directory, text, layout=None, measures=None):
