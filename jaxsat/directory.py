@@ -16,11 +16,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
+import jax
+import numpy as np
 import pandas as pd
 from etils import epath
 
 from jaxsat import corpus as corpora
-from jaxsat.config import Imported, InputError, Run, flatten, from_dict
+from jaxsat.checkpoints import load_run
+from jaxsat.config import Imported, InputError, Run, dumps, flatten, from_dict
 from jaxsat.disk import read_json, write_atomically
 from jaxsat.measure import table
 from jaxsat.model import count_parameters
@@ -200,6 +203,37 @@ class Directory:
     def states(self, runs: Iterable[str]) -> dict[str, "RunState"]:
         return {id: run_state(self.path, id, self.runs[id].last_step) for id in runs}
 
+    def mend_logs(self, runs: Iterable[str]) -> None:
+        """Of runs that are at their end, as a measurement or a checkpoint there tells, but whose log is gone or ends
+        before, writes what can be known: that they are, or that they had diverged by some checkpoint."""
+        short = [id for id, state in self.states(runs).items() if state.name in ("waiting", "training")]
+        short = [id for id in short if not self.runs[id].imported.name]
+        if not short or not self.exists:
+            return
+        rows, packs = self.measurements(), {run.id: pack.id for pack in self.packs for run in pack.runs}
+        measured = set(zip(rows["series"], rows["step"]))
+        for id in short:
+            run, steps = self.runs[id], self.path / "checkpoints" / packs[id]
+            line = {"step": run.last_step, "tokens": run.last_step * run.tokens_per_step}
+            if (id, run.last_step) not in measured:
+                there = [step for step in run.checkpoint_steps if (steps / str(step)).exists()]
+                if run.last_step not in there:
+                    continue
+                try:
+                    if not self._finite(id, run.last_step):
+                        first = next(step for step in there if not self._finite(id, step))
+                        line = {"step": first, "diverged": True}
+                except InputError:  # damaged: training goes on from the one before
+                    continue
+            folder = self.path / "runs" / id
+            lines = [*(known for known in read_metrics(folder) if known["step"] < line["step"]), line]
+            write_atomically(folder / "config.json", dumps(run))
+            write_atomically(folder / "metrics.jsonl", "".join(json.dumps(known) + "\n" for known in lines))
+
+    def _finite(self, id: str, step: int) -> bool:
+        _, params = load_run(self.path, id, step)
+        return all(bool(np.isfinite(x).all()) for x in jax.tree.leaves(params))
+
     def launches(self, runs: Iterable[str]) -> list[dict[str, Any]]:
         """The different environments in which these runs were trained: see `train.environment`."""
         found: dict[str, dict[str, Any]] = {}
@@ -212,6 +246,12 @@ class Directory:
         """What went wrong quietly with runs of these states, in lines."""
         said = [f"run {id} diverged at step {s.step}: its numbers end there" for id, s in states.items()
                 if s.name == "diverged"]  # fmt: skip
+        lost = [
+            id for id, s in states.items() if s.name == "done" and s.loss != s.loss and not self.runs[id].imported.name
+        ]
+        said += [
+            f"run {id} has lost the losses of its training, with its log; its measurements are whole" for id in lost
+        ]
         if n := sum(s.name in ("waiting", "training") for s in states.values()):
             said.append(f"{n} of {len(states)} runs are not at their end yet: {command}")
         for what, of in (

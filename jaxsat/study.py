@@ -76,6 +76,7 @@ class Study:
     def train(self, progress: Progress, tensorboard: bool = False) -> None:
         with user_code(self.experiment.file):
             self.jobs.obtain(progress)
+            hosts.first(lambda: self.directory.mend_logs(self.experiment.runs))
             self.jobs.train(progress, tensorboard)
 
     def measure(self, progress: Progress) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -172,6 +173,38 @@ def test_checkpoints_that_are_gone_are_said_and_do_not_stop_the_rest(copy, user_
     trained_and_measured(study)
     assert sorted(set(study.results().rows("one")["step"])) == [0, 1, 2, 4, 8, 20]
     assert "1 checkpoints that were to be measured are gone" in study.notices()
+
+
+def cut_log(folder: Path) -> None:
+    path = folder / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+
+
+@pytest.mark.parametrize("which", [0, 4], ids=["done", "diverged"])
+@pytest.mark.parametrize("what", ["runs", "log", "runs and measurements", "runs and checkpoints"])
+def test_a_log_that_is_gone_leaves_nothing_pending(copy, which, what):
+    id = list(Study("mine.py", "laptop", copy).experiment.runs)[which]
+    before = table.read(copy / "measurements")
+    if what == "log":
+        cut_log(copy / "runs" / id)
+    else:
+        shutil.rmtree(copy / "runs" / id)
+    if "measurements" in what:
+        shutil.rmtree(copy / "measurements")
+    if "checkpoints" in what:
+        shutil.rmtree(copy / "checkpoints")
+    assert "1 of 5 runs are not at their end yet" in "".join(Study("mine.py", "laptop", copy).notices())
+    trained_and_measured(Study("mine.py", "laptop", copy))
+    after, study = files(copy), Study("mine.py", "laptop", copy)
+    trained_and_measured(study)
+    assert files(copy) == after and study.pending()[0].startswith("train nothing")
+    said = "".join(study.notices())
+    assert "not at their end" not in said and "not measured" not in said
+    assert (f"run {id} has lost the losses of its training" in said) == (which == 0 and what != "log")
+    assert set(study.results().runs["state"]) == {"done", "diverged"}
+    found = table.read(copy / "measurements")
+    others = [rows[rows["series"] != id].reset_index(drop=True) for rows in (found, before)]
+    pd.testing.assert_frame_equal(*others)
 
 
 def test_one_seed_more_trains_that_seed_alone(copy, user_file):
