@@ -16,6 +16,7 @@ from jaxsat.measure.spectra import (
     largest_share,
     singular_entropy,
 )
+from jaxsat.measure.speed import latency
 
 __all__ = [
     "Checkpoint",
@@ -35,6 +36,7 @@ __all__ = [
     "items",
     "head_spectrum",
     "largest_share",
+    "latency",
     "lipschitz_bound",
     "loss",
     "mean_pairwise_cosine",
