@@ -71,13 +71,12 @@ def _fetch(place: str, folder: Path, wanted: tuple[str, ...]) -> None:
 @contextlib.contextmanager
 def _errors(place: str) -> Iterator["huggingface_hub.HfApi"]:  # noqa: F821
     try:
-        import httpx
         import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HTTPError
     except ModuleNotFoundError as e:
         raise InputError(f"{place} is on the hub, and {e.name} is not installed: pip install 'jaxsat[hub]'") from None
     try:
         yield huggingface_hub.HfApi()
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, ValueError) as e:
+    except (HTTPError, OSError, ValueError) as e:
         lines = [line for line in str(e).splitlines() if line.strip()]
         raise InputError(f"{place} could not be fetched: {type(e).__name__}: {lines[0] if lines else ''}") from None
