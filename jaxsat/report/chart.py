@@ -194,7 +194,9 @@ class Chart:
 
     @property
     def _log_y(self) -> bool:
-        return self.slope is not None or bool(LOG & {*self._metrics}) if self.log is None else "y" in self.log
+        if self.log is not None:
+            return "y" in self.log
+        return self.slope is not None or bool(LOG & {metric.rpartition(".")[2] for metric in self._metrics})
 
     def _parts(self, rows: pd.DataFrame, results: Results) -> list[str]:
         """What a line's mean would otherwise be over without a word: the columns, besides the band's, that differ

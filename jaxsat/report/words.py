@@ -23,6 +23,7 @@ LABELS = {
     "params.head": "parameters of the head",
     "epochs": "epochs of the text",
     "heldout_loss": "held-out loss (nats/token)",
+    "heldout_bits_per_byte": "held-out loss (bits/byte)",
     "document_loss": "loss of a held-out document (nats/token)",
     "frozen_head_loss": "loss of heads retrained on the frozen backbone (nats/token)",
     "singular_value": "singular value of the head",
@@ -31,10 +32,16 @@ LABELS = {
     "anisotropy": "anisotropy (mean pairwise cosine)",
     "anisotropy_before_gain": "anisotropy before the final norm's gain",
     "anisotropy_after_gain": "anisotropy after the final norm's gain",
+    "centred_anisotropy": "anisotropy about the mean (mean pairwise cosine)",
+    "centred_anisotropy_before_gain": "anisotropy about the mean, before the final norm's gain",
+    "centred_anisotropy_after_gain": "anisotropy about the mean, after the final norm's gain",
+    "forward_latency": "forward pass (s/token)",
+    "decoding_latency": "decoding (s/token)",
     "head_tail": "tail of the ideal head's spectrum beyond rank r",
     "head_gap_truncated": "loss of the truncated head above the true entropy (nats)",
     "head_gap_trained": "loss of a trained head above the true entropy (nats)",
 }
+_SECTIONS = ("model", "train", "data", "start", "imported", "params")
 _SHORT = {
     "rank": "r =", "model.head_rank": "r =", "model.width": "d =", "model.depth": "L =", "seed": "seed",
     "train.learning_rate": "lr", "train.weight_decay": "decay", "train.batch_size": "batch",
@@ -42,8 +49,10 @@ _SHORT = {
 
 
 def label(name: str) -> str:
-    """Of an axis."""
-    return LABELS.get(name, name.rpartition(".")[2].replace("_", " "))
+    """Of an axis. A configuration key is its last part; a metric with points says of what it is."""
+    of, _, last = name.rpartition(".")
+    words = last.replace("_", " ")
+    return LABELS.get(name, f"{words}, {of}" if of and of not in _SECTIONS else words)
 
 
 def called(column: str, value: object) -> str:

@@ -55,6 +55,12 @@ def test_a_line_is_the_mean_over_seeds_and_their_range_is_the_band(results):
     assert (band.min(), band.max()) == pytest.approx((full["value"].min(), full["value"].max()))
 
 
+def test_spectra_of_every_matrix_are_logarithmic(computed):
+    rows = computed.measurements.replace({"metric": {"error": "query.singular_value"}})
+    figure = Chart("query.singular_value", colour="series").draw(Results("laptop", pd.DataFrame(), rows))
+    assert (figure.axes[0].get_yscale(), figure.axes[0].get_ylabel()) == ("log", "singular value, query")
+
+
 def test_nothing_is_averaged_that_the_chart_does_not_say(results):
     """Of runs that differ in head rank too, the colour alone would be a mean over ranks."""
     shown = lines(Chart("heldout_loss", part="main").draw(results))

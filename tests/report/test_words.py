@@ -37,6 +37,8 @@ def test_an_end_that_is_no_bound_reads_as_such(name):
         ("tokens", 1540096, "1.54M tokens"),
         ("metric", "heldout_loss", "held-out loss"),
         ("metric", "exact_match/cogs", "exact match/cogs"),
+        ("metric", "query.effective_rank", "effective rank, query"),
+        ("metric", "c4/en.bits_per_byte", "bits per byte, c4/en"),
         ("size", "d = 64", "d = 64"),
         ("model.tied_head", np.True_, "tied head: yes"),
         ("model.head_rank", "none", "rank r of the head none"),
