@@ -10,11 +10,11 @@ import time
 
 import jax
 import numpy as np
-from jaxsat.experiments import saturation
 
 from benchmarks import Worker, answer, questions
 from jaxsat import parallel
 from jaxsat.config import Layout
+from jaxsat.experiments import saturation
 from jaxsat.sweep import Pack, make_packs
 from jaxsat.train import Program, hypers, initializer, train_step
 

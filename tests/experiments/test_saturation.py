@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from etils import epath
-from jaxsat.experiments import saturation as S
 
 from jaxsat import experiment, model
 from jaxsat.claims import judge
 from jaxsat.config import Run, checkpoint_steps
 from jaxsat.directory import Directory, runs_table
+from jaxsat.experiments import saturation as S
 from jaxsat.laws import HOFFMANN
 from jaxsat.measure import table
 from jaxsat.results import Results
