@@ -328,7 +328,8 @@ def find_run(out: epath.PathLike, run_id: str) -> tuple[Run, Pack]:
         configs = {id: found["runs"].get(id) for pack in found["packs"] if ids & {*pack} for id in pack}
     else:
         where = out / "runs"
-        for directory in sorted((out / "checkpoints").glob("*")):
+        begun = (folder for folder in (out / "checkpoints").glob("*") if any(folder.iterdir()))
+        for directory in sorted(begun):
             with Store(directory, alone=True) as store:
                 if ids & {*store.run_ids}:
                     paths = {id: where / id / "config.json" for id in store.run_ids}

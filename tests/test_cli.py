@@ -275,7 +275,10 @@ def test_a_wrong_experiment(edited, wrong, home, old, new, said):
         (["report", "mine.py", "--out", "new"], "no measurements of mine yet"),
         (["fit", "mine.py", "--out", "new"], "no measurements of mine yet"),
         (["reproduce", "mine.py", "--out", "words.txt"], "words.txt is a file: choose another --out"),
-        (["reproduce", "mine.py", "--out", "words.txt/out"], "Not a directory: words.txt/out"),
+        (
+            ["reproduce", "mine.py", "--out", "words.txt/out"],
+            "words.txt/out cannot be a folder: a file is in its place",
+        ),
         (["reproduce", "mine.py", "--out", "."], "is not empty and holds no sweep.json"),
         (["show", "."], "holds no sweep.json"),
         (["index", "."], ". has no reports yet"),

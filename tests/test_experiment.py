@@ -25,7 +25,7 @@ def user_file(tmp_path: Path) -> Callable[[str], str]:
 @pytest.mark.parametrize(
     "text, problem",
     [
-        ("x = 1", r"defines neither sweeps\(scale\) nor computed\(scale\)"),
+        ("x = 1", r"defines neither sweeps\(scale\) nor imports\(scale\) nor computed\(scale\)"),
         ("def sweeps(scale:", r"theirs.py, line 1: .*never closed"),
         (EXPERIMENT.replace('"model.head_rank"', '"model.haed_rank"'),
          r"theirs.py: sweep 'main', point 0 .*'model.haed_rank'; did you mean 'model.head_rank'"),

@@ -22,7 +22,8 @@ def test_results_are_what_was_measured(out):
     assert list(m.columns) == list(table.COLUMNS) and set(m["series"]) == set(runs.index)
     assert set(m["metric"]) == {
         "heldout_loss", "document_loss", "singular_value", "singular_entropy", "effective_rank", "largest_share",
-        "condition_number", "anisotropy", "anisotropy_before_gain", "anisotropy_after_gain",
+        "condition_number", "anisotropy", "anisotropy_before_gain", "anisotropy_after_gain", "anisotropy.n",
+        "anisotropy_before_gain.n", "anisotropy_after_gain.n", "singular_value.n", "heldout_bits_per_byte",
     }  # fmt: skip
     assert set(runs.columns) > {"model.head_rank", "train.weight_decay", "seed", "params.total", "params.head", "part"}
     assert (runs["tokens"] == 20 * 4 * 16).all() and (runs["params.nonembedding"] < runs["params.total"]).all()

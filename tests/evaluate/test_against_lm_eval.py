@@ -8,11 +8,10 @@ import pytest
 
 from jaxsat.config import InputError
 from jaxsat.evaluate import items_of, score
-from jaxsat.model import neox
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'jaxsat[lm-eval]'")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install 'jaxsat[bench]'")
-pytest.importorskip("torch", reason="torch is not installed: pip install 'jaxsat[bench]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'jaxsat[bench]'")
 
 import datasets  # noqa: E402
 import huggingface_hub  # noqa: E402
@@ -21,8 +20,8 @@ from lm_eval.api.model import CacheHook, CachingLM  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
+from jaxsat import interop  # noqa: E402
 from jaxsat.evaluate.lm_eval import JaxsatLM  # noqa: E402
-from tests.model.test_against_transformers import OURS, SHAPE, from_neox, weights  # noqa: E402
 
 WORDS = ["sun", "moon", "stars", "sea", "stone", "tree", "river", "and", "the", "of"]
 RNG = np.random.default_rng(0)
@@ -49,13 +48,23 @@ TASKS = {
 }  # fmt: skip
 
 
+SHAPE = dict(hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=100, vocab_size=91,
+             max_position_embeddings=64)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def models(tokenizer):
+def models(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("neox")
+    torch.manual_seed(0)
     rope = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.25}
     theirs = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(rope_parameters=rope, **SHAPE)).eval()
-    params = from_neox(weights(theirs))
+    with torch.no_grad():
+        for p in theirs.parameters():  # off the ones and zeros of norms and biases
+            p.add_(0.1 * torch.randn(p.shape))
+    theirs.save_pretrained(folder)
+    ours = interop.Source(folder)
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
-    return HFLM(pretrained=theirs, tokenizer=fast, batch_size=8), JaxsatLM(neox(**OURS), params, tokenizer)
+    return HFLM(pretrained=theirs, tokenizer=fast, batch_size=8), JaxsatLM(ours.config, ours.params(), tokenizer)
 
 
 @pytest.fixture(scope="module")
