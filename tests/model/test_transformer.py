@@ -5,7 +5,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from jaxsat.config import ModelConfig
@@ -152,38 +151,6 @@ def test_init_is_a_function_of_the_key_and_no_two_layers_are_alike():
     kernel_LxDxF = one["blocks"]["feed_forward"]["up"]["kernel"]
     assert not np.allclose(kernel_LxDxF, other["blocks"]["feed_forward"]["up"]["kernel"])
     assert not np.allclose(kernel_LxDxF[0], kernel_LxDxF[1])
-
-
-def train(config, params, n_steps):
-    """(losses, parameters) after `n_steps` of clipped AdamW."""
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2, b2=0.95, weight_decay=0.1))
-
-    def step(carry, seed):
-        params, state = carry
-        batch = tokens(4, 12, config.vocab_size, seed)
-        value, grads = jax.value_and_grad(loss, argnums=1)(config, params, batch)
-        with jax.numpy_dtype_promotion("standard"):  # as in jaxsat.train.step
-            updates, state = optimizer.update(grads, state, params)
-        return (optax.apply_updates(params, updates), state), value
-
-    (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(n_steps))
-    return losses, params
-
-
-def test_a_head_stored_wider_than_its_rank_trains_as_the_true_one():
-    true = ModelConfig(**SHAPE | dict(depth=1, head_rank=5))
-    wide = dataclasses.replace(true, head_rank=16)
-    key = jax.random.key(0)
-    true_losses, true_params = jax.jit(lambda: train(true, init(true, key), 50))()
-    # The ranks are traced and vmapped over, as in a pack.
-    losses, params = jax.jit(jax.vmap(lambda rank: train(wide, init(wide, key, rank), 50)))(jnp.array([5, 16]))
-    assert true_losses[-1] < true_losses[0] - 0.01
-    np.testing.assert_allclose(losses[0], true_losses, rtol=1e-6)
-    a, b = params["head"]["a"], params["head"]["b"]
-    assert (a[0, :, 5:] == 0).all() and (b[0, 5:] == 0).all()
-    assert (a[1] != 0).all() and (b[1] != 0).all()
-    np.testing.assert_allclose(a[0, :, :5], true_params["head"]["a"], rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(b[0, :5], true_params["head"]["b"], rtol=1e-3, atol=1e-5)
 
 
 def stories260k(path):
