@@ -35,7 +35,9 @@ def sizes(config: ModelConfig) -> dict[str, int]:
 def model_configs(draw):
     heads = draw(st.integers(1, 6))
     width = heads * draw(st.integers(2, 9))
-    tied = draw(st.booleans())
+    head = draw(st.sampled_from(["linear", "mixture", "nonlinear"]))
+    tied = head != "nonlinear" and draw(st.booleans())
+    ranks = {"linear": st.none() | st.integers(1, width), "nonlinear": st.integers(1, 60)}
     return ModelConfig(
         depth=draw(st.integers(1, 3)),
         width=width,
@@ -45,8 +47,10 @@ def model_configs(draw):
         ffn_width=draw(st.none() | st.integers(1, 40)),
         context=draw(st.integers(1, 30)),
         vocab_size=draw(st.integers(1, 70)),
-        head_rank=None if tied else draw(st.none() | st.integers(1, width)),
+        head_rank=None if tied else draw(ranks.get(head, ranks["linear"])),
         tied_head=tied,
+        head=head,
+        head_softmaxes=draw(st.integers(1, 5)) if head == "mixture" else 4,
         norm=draw(st.sampled_from(["rms", "layer", "rms_unit_offset"])),
         activation=draw(st.sampled_from(["swiglu", "geglu", "gelu", "gelu_tanh", "relu"])),
         positions=draw(st.sampled_from(["rotary", "learned"])),
@@ -110,3 +114,8 @@ def test_flops_by_hand():
     assert flops_per_token(c) == 6 * (204 + 40) + 12 * 4 * 3
     assert flops_per_token(dataclasses.replace(c, tied_head=True)) == flops_per_token(c)
     assert flops_per_token(dataclasses.replace(c, head_rank=2)) == 6 * (204 + 2 * 14) + 12 * 4 * 3
+    # A mixture of 3: its matrix thrice, 3 of 4 x 4 and one of 4 x 3. Bottlenecks are matrices like others.
+    mixture = dataclasses.replace(c, head="mixture", head_softmaxes=3)
+    assert flops_per_token(mixture) == 6 * (204 + 3 * 40 + 3 * 16 + 12) + 12 * 4 * 3
+    assert flops_per_token(dataclasses.replace(mixture, tied_head=True)) == flops_per_token(mixture)
+    assert flops_per_token(dataclasses.replace(c, head="nonlinear", head_rank=9)) == 6 * (204 + 9 * 14) + 12 * 4 * 3

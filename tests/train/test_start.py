@@ -89,6 +89,20 @@ def test_a_rank_starts_from_its_own(out, trunk, tiny_corpus):
     equal(load_run(out, branch.id, 0)[1], load_run(out, small.id, 60)[1])
 
 
+@pytest.mark.parametrize("head, ranks", [("mixture", (4, 2)), ("nonlinear", (20, 3))])
+def test_a_rank_of_any_head_starts_from_its_own(trunk, tiny_corpus, tmp_path, head, ranks):
+    values = {"model.head": head, "train.steps": 2, "train.warmup_steps": 0}
+    runs = [override(trunk, values | {"model.head_rank": rank}) for rank in ranks]
+    branches = [run.branch(2, {"train.steps": 1}, kept=("optimizer",)) for run in runs]
+    for pack in make_packs(runs + branches):
+        assert len(pack.runs) == 2
+        train_pack(pack, tiny_corpus, tmp_path)
+    for run, branch, rank in zip(runs, branches, ranks):
+        params = load_run(tmp_path, run.id, 2)[1]
+        equal(load_run(tmp_path, branch.id, 0)[1], params)
+        assert params["head"]["a"].shape == (8, rank) and ("latent" in params["head"]) == (head == "mixture")
+
+
 @pytest.mark.parametrize(
     "values, problem",
     [

@@ -158,17 +158,35 @@ def test_any_layout_has_the_losses_of_one_device(trained, tiny_pack, tiny_corpus
     if layout.pack == 1:  # two runs at once on a device, as everywhere but on a CPU
         monkeypatch.setattr(parallel, "takes_turns", lambda mesh: False)
     pack = Pack(tiny_pack.runs[:2])
-    mesh, program = make_mesh(pack, layout), Program.of(pack, layout.remat or "none")
+    mesh = make_mesh(pack, layout)
     assert [mesh.shape[axis] for axis in ("data", "model")] == [layout.data or 1, layout.model]
-    hyper = jax.tree.map(lambda x: put(np.asarray(x), per_run(mesh)), hypers(pack.runs))
-    state, losses = initializer(program, mesh)(hyper), []
-    for i in range(30):
-        rows_KxBxT1 = np.stack([corpus.batch_at(tiny_corpus, run.order_seed, i, 8) for run in pack.runs])
-        state, metrics = train_step(program, mesh, state, hyper, put(rows_KxBxT1, per_run_and_row(mesh)))
-        losses.append(metrics["loss"])
+    losses_SxK = losses_of(pack, tiny_corpus, layout, 30)
     for k, run in enumerate(pack.runs):
         lines = [line for line in read_metrics(trained / "runs" / run.id) if "loss" in line]
-        np.testing.assert_allclose([loss[k] for loss in losses], [line["loss"] for line in lines[:30]], rtol=1e-5)
+        np.testing.assert_allclose(losses_SxK[:, k], [line["loss"] for line in lines[:30]], rtol=1e-5)
+
+
+def losses_of(pack, text, layout, n_steps):
+    """losses_SxK of the first steps."""
+    mesh, program = make_mesh(pack, layout), Program.of(pack, layout.remat or "none")
+    hyper = jax.tree.map(lambda x: put(np.asarray(x), per_run(mesh)), hypers(pack.runs))
+    state, losses = initializer(program, mesh)(hyper), []
+    for i in range(n_steps):
+        rows_KxBxT1 = np.stack([corpus.batch_at(text, run.order_seed, i, 8) for run in pack.runs])
+        state, metrics = train_step(program, mesh, state, hyper, put(rows_KxBxT1, per_run_and_row(mesh)))
+        losses.append(metrics["loss"])
+    return np.array(losses)
+
+
+@pytest.mark.parametrize("head, ranks", [("mixture", (8, 3)), ("nonlinear", (20, 3))])
+def test_every_head_trains_in_packs_of_several_ranks_and_on_any_layout(tiny_run, tiny_corpus, head, ranks):
+    runs = [override(tiny_run, {"model.head": head, "model.head_rank": rank, "seed": rank}) for rank in ranks]
+    packed = losses_of(Pack(tuple(runs)), tiny_corpus, Layout(data=1, pack=2), 20)
+    assert (packed[-1] < packed[0] - 0.03).all()
+    alone = losses_of(Pack((runs[1],)), tiny_corpus, Layout(data=1), 20)
+    np.testing.assert_allclose(packed[:, 1:], alone, rtol=1e-5)
+    split = losses_of(Pack(tuple(runs)), tiny_corpus, Layout(pack=1, data=4, model=2), 20)
+    np.testing.assert_allclose(packed, split, rtol=1e-5)
 
 
 def test_runs_of_a_pack_do_not_talk(tiny_run):
