@@ -110,11 +110,11 @@ def _generate(
 ) -> jax.Array:
     """tokens_BxN of prompts that begin in column first_B and end in the last one; of a row what follows its end or
     limit is anything."""
-    n_rows, width = prompt_BxP.shape
+    (n_rows, width), extend = prompt_BxP.shape, model.reader(config, params)
 
     def read(cache: model.Cache, chunk: tuple[jax.Array, jax.Array]) -> tuple[model.Cache, jax.Array]:
         start, tokens_BxC = chunk
-        h_BxCxD, cache = model.extend(config, params, tokens_BxC, cache, start)
+        h_BxCxD, cache = extend(tokens_BxC, cache, start)
         return cache, h_BxCxD[:, -1:]
 
     def pick(t: jax.Array, h_Bx1xD: jax.Array) -> jax.Array:
@@ -126,7 +126,7 @@ def _generate(
 
     def step(state: tuple) -> tuple:
         t, token_B, cache, tokens_BxN, done_B = state
-        h_Bx1xD, cache = model.extend(config, params, token_B[:, None], cache, width + t - 1)
+        h_Bx1xD, cache = extend(token_B[:, None], cache, width + t - 1)
         token_B = pick(t, h_Bx1xD)
         tokens_BxN = jax.lax.dynamic_update_slice(tokens_BxN, token_B[:, None], (0, t))
         return t + 1, token_B, cache, tokens_BxN, done_B | ends_V[token_B] | (t + 1 >= limit_B)

@@ -5,7 +5,7 @@ from jaxsat.model.counts import ParameterCounts, count_parameters, flops_per_tok
 from jaxsat.model.families import PYTHIA, llama, neox, pythia
 from jaxsat.model.loss import cross_entropy, token_losses
 from jaxsat.model.sharding import split_dimension
-from jaxsat.model.transformer import Cache, Params, empty_cache, extend, hidden, init, logits
+from jaxsat.model.transformer import Cache, Params, empty_cache, hidden, init, logits, reader
 
 __all__ = [
     "Cache",
@@ -15,7 +15,6 @@ __all__ = [
     "count_parameters",
     "cross_entropy",
     "empty_cache",
-    "extend",
     "flops_per_token",
     "heads",
     "hidden",
@@ -24,6 +23,7 @@ __all__ = [
     "logits",
     "neox",
     "pythia",
+    "reader",
     "split_dimension",
     "step_bytes",
     "token_losses",
