@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import pytest
 
+from jaxsat import model
+
 DOCS = Path(__file__).parents[2] / "docs" / "python.md"
 
 
@@ -35,12 +37,23 @@ def test_a_run_learns_the_same_with_and_without_a_directory(names):
 def test_scores_are_those_of_the_tokens(names):
     assert -names["log_p_MxT"].mean() == pytest.approx(names["losses"][-1], abs=0.5)
     alone = [names["log_probabilities"](names["config"], names["params"], [row])[0] for row in names["rows"]]
-    np.testing.assert_allclose(names["scores"], [log_p_T.sum() for log_p_T in alone], rtol=1e-5)
+    np.testing.assert_allclose(names["sums"], [log_p_T.sum() for log_p_T in alone], rtol=1e-5)
     np.testing.assert_allclose(names["last"][:, 0], [log_p_T[-1] for log_p_T in alone], rtol=1e-5)
 
 
+def test_items_are_scored_as_their_tokens_are(names):
+    summary = names["scores"].summary.set_index(["group", "metric"])
+    assert summary.loc[("", "accuracy"), "n"] == 4 and summary.loc[("order", "accuracy"), "n"] == 2
+    log_p_T = names["log_probabilities"](names["config"], names["params"], [names["encode"]("the sun and the moon")])
+    nats = names["scores"].table.query("id == '1' and metric == 'loglikelihood'")["value"].item()
+    assert nats == pytest.approx(log_p_T.sum(), rel=1e-5)
+
+
 def test_the_text_is_what_the_model_finds_most_likely(names):
-    row_1xT, prompt = names["row_1xT"], len(names["ids"])
-    greedy_T = names["logits_of"](row_1xT)[0].argmax(-1)
-    np.testing.assert_array_equal(row_1xT[0, prompt:], greedy_T[prompt - 1 : -1])
-    assert names["tokenizer"].decode(row_1xT[0].tolist()).startswith("the sun")
+    config, ids = names["config"], names["tokenizer"].encode("the sun").ids
+    logits_of = jax.jit(lambda row_1xT: model.logits(config, names["params"], row_1xT))
+    for _ in range(20):  # what fills the row up is seen by no token before it
+        row_T = np.resize(np.int32(ids), config.context)
+        ids.append(int(logits_of(row_T[None])[0, len(ids) - 1].argmax()))
+    assert names["tokenizer"].decode(ids).startswith("the sun" + names["text_after"]) and names["text_after"]
+    assert len(names["drawn"]) == 3
