@@ -21,7 +21,7 @@ _NEUTRAL = set(
     use_bfloat16 tf_legacy_loss remove_invalid_values chunk_size_feed_forward is_decoder max_length min_length
     do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p
     repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size num_return_sequences
-    is_llama_config transformers.js_config unsloth_version unsloth_fixed""".split()
+    output_past is_llama_config transformers.js_config unsloth_version unsloth_fixed""".split()
 )
 _TANH = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
 _PLAIN = {"gelu": "gelu", "relu": "relu"} | dict.fromkeys(_TANH, "gelu_tanh")
