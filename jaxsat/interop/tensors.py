@@ -1,7 +1,7 @@
 """The safetensors format: 8 bytes of the header's length, a JSON header of names, types, shapes and places, the bytes.
 
 Read here and not with its own library, so that a tensor passes from the file to its device through one buffer, in any
-type and from any storage, and so that damage is told apart. See github.com/huggingface/safetensors, "Format".
+type and from any storage, and so that damage is told apart. Source: "Format" in the README of huggingface/safetensors.
 """
 
 import json
