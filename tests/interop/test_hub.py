@@ -125,6 +125,7 @@ def test_what_the_hub_has_not_is_said_in_one_line(served):
 
 def test_a_hub_that_does_not_answer_is_said_in_one_line(monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(InputError, match="hf:ORG/NAME could not be fetched: .*Connect") as e:
         interop.peek("hf:ORG/NAME")
     assert "\n" not in str(e.value)
