@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from jaxsat.config import InputError, Run, flatten, override
-from jaxsat.results import NotMeasured, Results
+from jaxsat.results import NotMeasured, Results, sized
 
 RUNS = {run.id: run for run in (override(Run(), {"model.width": w, "train.steps": 10}) for w in (32, 64))}
 SMALL, LARGE = RUNS
@@ -34,6 +34,12 @@ def test_rows_have_their_runs_beside_them(results):
     assert set(results.rows("document_loss", part="small")["series"]) == {SMALL}
     assert set(results.rows("document_loss", where="`model.width` > 32 and index == 1")["value"]) == {6, 5.5, 5}
     assert results.count("rank == `model.width`") == 2 and results.count(part="small") == 1
+
+
+def test_the_rank_of_a_run_is_that_of_its_model():
+    points = ({"model.head_rank": 8}, {}, {"model.vocab_size": 10}, {"model.head": "nonlinear", "model.head_rank": 100})
+    runs = [override(Run(), point) for point in points]
+    assert sized(pd.DataFrame(map(flatten, runs)))["rank"].tolist() == [run.model.rank for run in runs]
 
 
 def test_the_last_is_the_end_of_what_was_trained_to_its_end(results):
