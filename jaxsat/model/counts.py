@@ -73,4 +73,4 @@ def step_bytes(config: ModelConfig, rows: int, layout: Layout, platform: str) ->
     state = 16 * count_parameters(c).total // ((layout.data or 1) * model)
     chunk = 3 * 4 * min(tokens, chunk_tokens(platform)) * v // model
     tables = 2 * 4 * v * (d + c.rank) // model
-    return state + tokens * (kept + layer + size * features) + chunk + tables
+    return state + tokens * (kept + max(layer, size * features)) + chunk + tables
