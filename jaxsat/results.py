@@ -132,7 +132,9 @@ def sized(runs: pd.DataFrame) -> pd.DataFrame:
     """`runs` with `rank` and `size` beside the configuration keys."""
     if "model.width" not in runs or "size" in runs:
         return runs
-    full = runs[["model.width", "model.vocab_size"]].min(axis=1).mask(runs["model.head"] == "nonlinear", np.inf)
+    full = runs[["model.width", "model.vocab_size"]].min(axis=1)
+    if "model.head" in runs:
+        full = full.mask(runs["model.head"] == "nonlinear", np.inf)
     rank = pd.to_numeric(runs["model.head_rank"]).fillna(np.inf)
     label = "d = " + runs["model.width"].astype(str)
     if runs["model.depth"].nunique() > 1:
