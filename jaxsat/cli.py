@@ -350,7 +350,7 @@ def _corpora() -> Table:
 def _prepare(name: str) -> str:
     from jaxsat import corpus
 
-    sizes = [len(text) for _, text in corpus.documents(name)]
+    sizes = [len(text if isinstance(text, str) else text.whole) for _, text in corpus.documents(name)]
     return f"{name}: {len(sizes):,} documents, {sum(sizes):,} characters"
 
 

@@ -16,6 +16,8 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+MIXED = 1000  # rows in a row of which each corpus of a mixture has its share exactly, rounded to whole rows
+
 
 class InputError(Exception):
     """The user's input is wrong. The message says what, where, and what would be right; the CLI exits with 2."""
@@ -123,10 +125,14 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    corpus: tuple[str, ...] = ("bible_web", "bible_basic")  # names, TFDS names, or paths of .txt / .jsonl files
-    tokenizer: str = "bpe"  # "bpe": trained on the training split to model.vocab_size; else a tokenizer.json
+    corpus: tuple[str, ...] = ("bible_web", "bible_basic")  # names, TFDS names, or paths of .txt, .jsonl, .tsv files
+    # "bpe": trained on the training split to model.vocab_size; "words": its words, as white space parts them; else a
+    # tokenizer.json
+    tokenizer: str = "bpe"
     heldout_fraction: float = 0.02  # of the documents (ids); at least 50 where there are 500
     heldout_tokens: int = 50_000  # the fixed slice on which the loss is measured: rows spread over all held-out text
+    heldout: tuple[str, ...] = ()  # texts to hold out instead of a part of `corpus`
+    weights: tuple[float, ...] = ()  # shares of the rows, one a corpus; (): all are one text, each row once an epoch
 
 
 @dataclass(frozen=True)
@@ -320,6 +326,13 @@ def validate(run: Run) -> Run:
         )
     if not d.corpus and not run.imported.name:
         raise InputError("data.corpus is empty: name at least one corpus or file")
+    if d.weights and len(d.weights) != len(d.corpus):
+        raise InputError(
+            f"data.weights = {d.weights} for data.corpus = {d.corpus}: must be as many as there are corpora, or none"
+        )
+    for weight in d.weights:
+        if not MIXED * weight >= sum(d.weights):
+            raise InputError(f"data.weights = {d.weights}: must each be at least 1 / {MIXED} of their sum")
     return run
 
 

@@ -23,7 +23,7 @@ from etils import epath
 
 from jaxsat import corpus as corpora
 from jaxsat.checkpoints import load_run
-from jaxsat.config import Imported, InputError, Run, dumps, flatten, from_dict
+from jaxsat.config import DataConfig, Imported, InputError, Run, dumps, flatten, from_dict
 from jaxsat.disk import read_json, write_atomically
 from jaxsat.measure import table
 from jaxsat.model import count_parameters
@@ -300,7 +300,10 @@ def run_state(out: epath.Path, id: str, steps: int) -> RunState:
 def text_key(run: Run) -> str:
     """Runs of equal key read the same token rows."""
     imported = [run.imported.name] if run.imported.name else []  # its tokenizer is its own
-    data = json.dumps([dataclasses.asdict(run.data), run.model.vocab_size, *imported], sort_keys=True)
+    always, defaults = ("corpus", "tokenizer", "heldout_fraction", "heldout_tokens"), dataclasses.asdict(DataConfig())
+    asked = dataclasses.asdict(run.data).items()
+    told = {key: value for key, value in asked if key in always or value != defaults[key]}  # none is new by a new field
+    data = json.dumps([told, run.model.vocab_size, *imported], sort_keys=True)
     return hashlib.sha256(data.encode()).hexdigest()[:12]
 
 

@@ -16,7 +16,7 @@ from jaxsat.study import Study
 
 DOCS = Path(__file__).parents[1] / "docs" / "experiments.md"
 IMPORTS = re.findall(r"```python\n(.*?)```", (DOCS.parent / "imports.md").read_text(), re.DOTALL)
-DEPTH, BUDGETS, LENGTH, SKILLS = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+DEPTH, MIXED, BUDGETS, LENGTH, SKILLS = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
 
 
 @pytest.fixture
@@ -49,6 +49,22 @@ def test_a_measure_of_ones_own(home):
     for row in rows.to_dict("records"):
         _, params = load_run("runs/depth", row["series"], 100)
         assert row["value"] == pytest.approx(np.linalg.norm(params["embedding"], axis=1).mean(), rel=1e-6)
+
+
+def test_pairs_beside_texts(home):
+    people = ["ada", "ben", "cleo", "dan", "eve", "fay", "gus", "hal", "ida", "jan", "kit", "leo"]
+    pairs = [(f"{a} saw {b} .", f"saw ( {a} , {b} )") for a in people for b in people]
+    for name, rows in (("pairs.tsv", pairs[5:]), ("dev.tsv", pairs[:5])):
+        (home / name).write_text("".join(f"{source}\t{target}\n" for source, target in rows))
+    questions = [json.dumps({"source": source, "target": target}) for source, target in pairs[5:]]
+    (home / "questions.jsonl").write_text("\n".join(questions))
+    (home / "mixed.py").write_text(MIXED)
+    said("reproduce", "mixed.py")
+    results = Study("mixed.py", "laptop").results()
+    assert sorted(map(len, results.runs["data.weights"])) == [0, 2]
+    loss = results.rows("heldout_loss").groupby("step")["value"].agg(["size", "max"])
+    assert (loss["size"] == 2).all() and loss["max"][60] < 0.5 * loss["max"][0]
+    assert len(results.rows("questions.exact_match")) == 2
 
 
 def test_cooldowns_of_one_trunk(home):

@@ -1,9 +1,10 @@
-"""One door for text: a corpus of ours, a TFDS dataset or the user's own file in, (id, text) out.
+"""One door for text: a corpus of ours, a TFDS dataset or the user's own file in, (id, document) out.
 
-Files: .jsonl has a document a line, {"text": ..., "id": ...}, the id optional. In .txt, lines that hold only an
-end-of-text marker, such as <|endoftext|>, separate the documents; without one blank lines do; without those a document
-is a line. Either may be .gz, local or in object storage. A marker within a text is text. A document without an id is
-named by its content, so equal texts are one document to the held-out split.
+Files: .jsonl has a document a line, with an optional "id": {"text": ...}; {"units": [3, 17, ...]}, whose integers are
+words; or {"source": ..., "target": ...}, a pair. In .tsv a line is a pair, its first two columns. In .txt, lines that
+hold only an end-of-text marker, such as <|endoftext|>, separate the documents; without one blank lines do; without
+those a document is a line. Each may be .gz, local or in object storage. A marker within a text is text. A document
+without an id is named by its content, so equal texts are one document to the held-out split.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -27,14 +28,32 @@ if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 
-def documents(name: str) -> Iterator[tuple[str, str]]:
-    """(id, text) of every document of a corpus, always in the same order; none is empty.
+class TextPair(NamedTuple):
+    """A document of which only the target is learnt, after its source."""
 
-    `name`: one of NAMES; a .txt or .jsonl file; a TFDS name like "c4/en", read from TFDS_DATA_DIR or the cache,
+    source: str
+    target: str
+
+    @property
+    def whole(self) -> str:
+        return self.source + following(self.source, self.target)
+
+
+def following(context: str, text: str) -> str:
+    """`text` as it stands after `context`: a space between them where neither side has white space."""
+    bare = not context or context[-1].isspace()
+    return text if bare or text[0].isspace() else f" {text}"
+
+
+def documents(name: str) -> Iterator[tuple[str, str | TextPair]]:
+    """(id, text or pair) of every document of a corpus, always in the same order; none is empty.
+
+    `name`: one of NAMES; a .txt, .jsonl or .tsv file; a TFDS name like "c4/en", read from TFDS_DATA_DIR or the cache,
     or the directory of a prepared TFDS dataset: their train split. Raises InputError.
     """
-    pairs = _read_file(epath.Path(name)) if _is_file(name) else _read_tfds(name)
-    return ((key or content_id(text), text) for key, text in pairs if text)
+    found = _read_file(epath.Path(name)) if _is_file(name) else _read_tfds(name)
+    named = lambda document: content_id(document if isinstance(document, str) else "\t".join(document))
+    return ((key or named(document), document) for key, document in found if document)
 
 
 def parallel(first: str, second: str) -> Iterator[tuple[str, str, str]]:
@@ -99,12 +118,12 @@ def content_id(text: str) -> str:
 
 
 def _kind(name: str) -> str:
-    """How a file is read: .txt or .jsonl; of what is no file, anything else."""
+    """How a file is read: .txt, .jsonl or .tsv; of what is no file, anything else."""
     return epath.Path(name.removesuffix(".gz")).suffix
 
 
 def _is_file(name: str) -> bool:
-    return _kind(name) in (".txt", ".jsonl")
+    return _kind(name) in (".txt", ".jsonl", ".tsv")
 
 
 @contextlib.contextmanager
@@ -117,10 +136,11 @@ def _open(path: epath.Path) -> Iterator[IO[bytes]]:
         raise InputError(f"cannot read the corpus {path}: {getattr(e, 'strerror', None) or e}") from None
 
 
-def _read_file(path: epath.Path) -> Iterator[tuple[str | None, str]]:
+def _read_file(path: epath.Path) -> Iterator[tuple[str | None, str | TextPair]]:
     lines = _lines(path)
-    if _kind(path.name) == ".jsonl":
-        yield from (_record(f"{path}, line {number}", line) for number, line in lines if line)
+    if _kind(path.name) != ".txt":
+        read = _record if _kind(path.name) == ".jsonl" else _columns
+        yield from (read(f"{path}, line {number}", line) for number, line in lines if line)
     else:
         texts = [line for _, line in lines]
         marked = any(line.strip() in END_OF_TEXT for line in texts)
@@ -140,23 +160,49 @@ def _lines(path: epath.Path) -> Iterator[tuple[int, str]]:
             raise InputError(f"{path}, line {number}: not UTF-8 ({e.reason} at byte {e.start})") from None
 
 
-def _record(where: str, line: str) -> tuple[str | None, str]:
+def _columns(where: str, line: str) -> tuple[None, TextPair]:
+    source, *rest = line.split("\t")
+    if not source.strip() or not rest or not rest[0].strip():
+        raise InputError(f"{where}: needs two columns with a tab between them, source and target, neither empty")
+    return None, TextPair(source, rest[0])
+
+
+def _record(where: str, line: str) -> tuple[str | None, str | TextPair]:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as e:
         raise InputError(f'{where}: not JSON ({e.msg} at column {e.colno}); a line is {{"text": ...}}') from None
     except (ValueError, RecursionError) as e:  # a number of 5000 digits, brackets in brackets without end
         raise InputError(f"{where}: cannot be read ({e})") from None
-    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise InputError(f'{where}: no "text"; a line is {{"text": ...}} with an optional "id"')
-    key, text = None if record.get("id") is None else str(record["id"]), record["text"]
-    for name, value in (("id", key or ""), ("text", text)):
+    found = [key for key in ("text", "units", "source", "target") if isinstance(record, dict) and key in record]
+    if found not in (["text"], ["units"], ["source", "target"]):
+        has = f"has {', '.join(found)}" if found else 'no "text"'
+        raise InputError(
+            f'{where}: {has}; a line is {{"text": ...}}, {{"units": [...]}} or {{"source": ..., "target": ...}}, with '
+            'an optional "id"'
+        )
+    texts = {"id": "" if record.get("id") is None else str(record["id"])}
+    if found == ["units"]:
+        texts["units"] = _units(where, record["units"])
+    for key in {*found} - {"units"}:
+        texts[key] = record[key]
+        if not isinstance(record[key], str) or key != "text" and not record[key].strip():
+            raise InputError(f'{where}: "{key}" must be a text, not {record[key]!r:.40}')
+    for name, value in texts.items():
         try:
             value.encode()
         except UnicodeEncodeError as e:
             lone = f"\\u{ord(value[e.start]):04x} at character {e.start + 1}"
             raise InputError(f'{where}: "{name}" has half a character, {lone}: write the pair or U+FFFD') from None
-    return key, text
+    return texts["id"] or None, TextPair(texts["source"], texts["target"]) if len(found) == 2 else texts[found[0]]
+
+
+def _units(where: str, units: Any) -> str:
+    """As words, which the tokenizer "words" takes one by one."""
+    wrong = [u for u in units if type(u) is not int or u < 0] if isinstance(units, list) else [units]
+    if wrong:
+        raise InputError(f'{where}: "units" must be a list of integers from 0 on, not {wrong[0]!r:.40}')
+    return " ".join(map(str, units))
 
 
 def _builder(name: str) -> "tfds.core.DatasetBuilder":
@@ -174,10 +220,12 @@ def _builder(name: str) -> "tfds.core.DatasetBuilder":
     try:
         return prepared(tfds.builder(name, data_dir=data_dir, file_format="array_record"))
     except tfds.core.DatasetNotFoundError:
-        raise InputError(f"{unknown('corpus', name, NAMES)}; a file ends in .txt or .jsonl; {elsewhere}") from None
+        raise InputError(
+            f"{unknown('corpus', name, NAMES)}; a file ends in .txt, .jsonl or .tsv; {elsewhere}"
+        ) from None
     except ValueError as e:  # no such config, or prepared in another format
         why = str(e).splitlines()[0].rstrip(".")
-        raise InputError(f"corpus {name!r}: {why}; a file ends in .txt or .jsonl; {elsewhere}") from None
+        raise InputError(f"corpus {name!r}: {why}; a file ends in .txt, .jsonl or .tsv; {elsewhere}") from None
     except ImportError as e:
         raise InputError(f"corpus {name!r} cannot be prepared here, it needs {e.name}; {elsewhere}") from None
 

@@ -1,35 +1,34 @@
-"""Documents to token rows on disk, and rows to batches.
+"""Documents to token rows on disk.
 
-The training tokens are one flat file, so every context length reads the same one: row i is the context + 1 tokens
-from i * context on, and each token but the first is predicted exactly once. Memory-mapped: a batch of 16 rows of 65
-costs 10 us to read and 16 us to draw, 40 us of a core through grain's prefetching thread; as array_record, a record a
-row, 900 us. The file is local or on a mounted disk; each host touches only its own rows of it.
+The training tokens of a text are one flat file, so every context length reads the same one: row i is the context + 1
+tokens from i * context on, and each token but the first is predicted exactly once. Memory-mapped: a batch of 16 rows of
+65 costs 10 us to read and 16 us to draw, 40 us of a core through grain's prefetching thread; as array_record, a record
+a row, 900 us. The file is local or on a mounted disk; each host touches only its own rows of it. Pairs are packed into
+rows in memory (`jaxsat.corpus.pairs`).
 """
 
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
-import math
 import os
-import sys
 import uuid
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 from tokenizers import Tokenizer
 
 from jaxsat.config import DataConfig, InputError
 from jaxsat.corpus import tokenizer as bpe
+from jaxsat.corpus.documents import TextPair, content_id, documents, fingerprint, label
 from jaxsat.corpus.documents import at_hand as documents_at_hand
-from jaxsat.corpus.documents import content_id, documents, fingerprint, label
 from jaxsat.corpus.editions import cache_dir, using_cache
+from jaxsat.corpus.order import shares
+from jaxsat.corpus.pairs import encode_pairs, lengths_of, pack
 
 RULES = 2  # how files are read, documents held out, rows cut and written: part of the cache's key and the identity
 MAX_LOST = 0.01  # of a split's characters: with more, the loss is that of another text
@@ -45,7 +44,7 @@ class Statistics:
     heldout_ids: int  # documents held out; translations share an id and count once
     train_tokens: int
     heldout_tokens: int
-    bytes_per_token: float  # of the held-out text, <eos> counted: bits/byte = nats/token / log(2) / bytes_per_token
+    bytes_per_token: float  # of the held-out text that is learnt, <eos> counted: bits/byte = nats/token / log(2) / this
     lost_share: float  # of the characters: <unk>, or not given back by the tokens; see `_encode` for the sample
     content_hash: str  # of every id and text
     tokenizer_hash: str  # of tokenizer.json
@@ -54,13 +53,23 @@ class Statistics:
 
 @dataclass(frozen=True, eq=False)
 class Corpus(Statistics):
-    """A prepared corpus. T = context, T1 = T + 1: inputs are row[:-1], targets row[1:]."""
+    """A prepared corpus. T = context, T1 = T + 1: inputs are row[:-1], targets row[1:].
+
+    Without weights its corpora are one text; with them each is a text of its own, and rows are drawn from all: see
+    `order.batch_at`.
+    """
 
     corpus: tuple[str, ...]  # names as they were given, of paths the last part
+    weights: tuple[float, ...]  # of the texts
     tokenizer: Path  # tokenizer.json; read it by `jaxsat.corpus.tokenizer.load`
-    train_RxT1: np.ndarray  # overlapping view of the mapped file, uint16 or uint32: copy what you take
+    marked: bool  # it holds pairs: a token that is no target is written ~token, see `jaxsat.corpus.pairs`
+    # rows_RxT1 of each text: overlapping views of the mapped files, uint16 or uint32, of which copy what you take; of
+    # pairs int16 or int32
+    train: tuple[np.ndarray, ...]
     heldout_MxT1: np.ndarray  # int32; the fixed slice on which the loss is measured, spread over all held-out text
-    heldout_document_MxT: np.ndarray  # int32; of each target of the slice, the number of its document (id): 0, 1, ...
+    heldout_document_MxT: (
+        np.ndarray
+    )  # int32; of each target of the slice the number of its document (id), from 0 on; -1
     heldout_documents: int  # that the slice holds a part of; heldout_document_MxT is below it
 
     def identity(self) -> dict[str, Any]:
@@ -78,16 +87,19 @@ def prepare(
     """Splits by document, tokenizes and writes `data.corpus` under the cache, or finds it there.
 
     Held out are the documents with the smallest hashes of their ids, so the same chapter of both translations:
-    `data.heldout_fraction` of the ids, and at least 50 of 500 or more. A training document with the text of a held-out
-    one is left out. A fraction of 1, which no run may have, holds out all: for a tokenizer that is there, and no
-    training rows. The slice that is measured is `data.heldout_tokens` in rows evenly spread over all held-out text.
+    `data.heldout_fraction` of the ids, at least 50 of 500 or more, and one of each text; or all of `data.heldout`. A
+    training document with the text of a held-out one, or the source of a held-out pair, is left out. A fraction of 1,
+    which no run may have, holds out all: for a tokenizer that is there, and no training rows. The slice that is
+    measured is `data.heldout_tokens` in rows evenly spread over all held-out text, of several texts by their weights.
     Raises InputError for an unreadable corpus or tokenizer, for a tokenizer that loses more than 1 % of the characters
     (of all held-out documents, 1024 training documents and one of 64 of the others), for a cache that cannot be
-    written, and for a corpus too small to fill a row of either split.
+    written, for a corpus too small to fill a row of either split, and for a pair that is longer than a row.
     """
-    own = data.tokenizer == "bpe"
-    key = [RULES, [fingerprint(name) for name in data.corpus], data.heldout_fraction]
-    key += [vocab_size] if own else [_sha256(bpe.load(data.tokenizer, vocab_size).to_str(pretty=True).encode())]
+    own = data.tokenizer in bpe.TRAINED
+    key = [RULES, [[fingerprint(name) for name in names] for names in (data.corpus, data.heldout)]]
+    key += [data.heldout_fraction, data.weights]
+    tokenizer = bpe.load(data.tokenizer, vocab_size).to_str(pretty=True) if not own else ""
+    key += [data.tokenizer, vocab_size] if own else [_sha256(tokenizer.encode())]
     directory = cache_dir() / "rows" / _sha256(json.dumps(key).encode())[:16]
     with using_cache():
         if not directory.exists():
@@ -110,137 +122,140 @@ def at_hand(data: DataConfig) -> list[str | None]:
     for what cannot. Where they are as they were, so is the `identity`."""
     tokenizer = Path(data.tokenizer)
     of_file = _sha256(tokenizer.read_bytes()) if tokenizer.is_file() else None
-    return [*map(documents_at_hand, data.corpus), data.tokenizer if data.tokenizer == "bpe" else of_file]
-
-
-def batch_at(corpus: Corpus, seed: int, i: int, batch_size: int, rows: slice = slice(None)) -> np.ndarray:
-    """Batch `i` of the endless sequence of epochs, each all rows once in an order of its own: int32 (B_local, T + 1).
-
-    `rows`: of the batch's `batch_size`, those to read. A pure function of its arguments. Raises InputError when the
-    corpus has fewer rows than a batch.
-    """
-    R = len(corpus.train_RxT1)
-    if R < batch_size:
-        T = corpus.train_RxT1.shape[1] - 1
-        raise InputError(f"the corpus has {R} training rows of {T} tokens: fewer than train.batch_size = {batch_size}")
-    epoch_B, place_B = np.divmod(np.arange(i * batch_size, (i + 1) * batch_size)[rows], R)
-    row_B = [shuffled(place_B[epoch_B == epoch], R, seed, epoch) for epoch in range(epoch_B[0], epoch_B[-1] + 1)]
-    return corpus.train_RxT1[np.concatenate(row_B)].astype(np.int32)
-
-
-def batches(
-    corpus: Corpus, seed: int, batch_size: int, start: int = 0, rows: slice = slice(None)
-) -> grain.DatasetIterator:
-    """Batches `start`, `start` + 1, ... without end, read ahead by a thread that `.close()` stops; see `batch_at`."""
-    batch_at(corpus, seed, start, batch_size, rows)  # errors here, not in the thread
-    source = grain.MapDataset.range(start, sys.maxsize).map(lambda i: batch_at(corpus, seed, i, batch_size, rows))
-    return iter(source.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)))
-
-
-def shuffled(place_B: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
-    """Where a pseudo-random permutation of 0 .. size - 1 takes each place; int64. No permutation is ever held.
-
-    A Feistel network on the pairs (left, right) of a just large enough rectangle, walked until inside. Its round
-    functions are tables of sqrt(size) random numbers: 70 kB each for the 76 M rows of 2048 tokens of c4.
-    """
-    lefts, rights = _rectangle(size)
-    row_B, outside_B = place_B.copy(), np.ones(len(place_B), bool)
-    while outside_B.any():
-        left, right = np.divmod(row_B[outside_B], rights)
-        for by_right, by_left in _rounds(size, seed, epoch):
-            left = (left + by_right[right]) % lefts
-            right = (right + by_left[left]) % rights
-        row_B[outside_B] = left * rights + right
-        outside_B = row_B >= size
-    return row_B
-
-
-def _rectangle(size: int) -> tuple[int, int]:
-    lefts = math.isqrt(size - 1) + 1 if size > 1 else 1
-    return lefts, -(-size // lefts)
-
-
-@functools.lru_cache(maxsize=64)  # made again in 0.1 ms for 46 k rows, 0.3 ms for 76 M
-def _rounds(size: int, seed: int, epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    lefts, rights = _rectangle(size)
-    rng = np.random.default_rng([seed, epoch])
-    return [(rng.integers(lefts, size=rights), rng.integers(rights, size=lefts)) for _ in range(4)]
+    trained = data.tokenizer in bpe.TRAINED
+    return [*map(documents_at_hand, (*data.corpus, *data.heldout)), data.tokenizer if trained else of_file]
 
 
 def _write(directory: Path, data: DataConfig, vocab_size: int, progress: Progress) -> None:
     """The files of a corpus. Streams: only held-out text stays in memory.
 
-    train.tokens, heldout.tokens, heldout.starts (where in these each id begins), tokenizer.json and corpus.json.
+    Of the i-th text i.train.tokens and i.heldout.tokens, and where these are no pairs i.heldout.starts, where in them
+    each id begins; tokenizer.json and corpus.json.
     """
+    texts = [(name,) for name in data.corpus] if data.weights else [data.corpus]
+    held_texts = [data.heldout] if data.heldout else texts
+    where = f"corpus {', '.join(data.corpus)}, tokenizer {data.tokenizer}"
 
-    def read(what: str) -> Iterator[tuple[int, str]]:
-        pairs = itertools.chain.from_iterable(documents(name) for name in data.corpus)
-        for done, (key, text) in enumerate(pairs):
+    def read(what: str, names: Iterable[str]) -> Iterator[tuple[int, str | TextPair]]:
+        found = itertools.chain.from_iterable(documents(name) for name in names)
+        for done, (key, document) in enumerate(found):
             progress(done, max(len(hashes), done), what)
-            yield int(content_id(key)[:16], 16), text
+            yield int(content_id(key)[:16], 16), document
 
-    hashes, content = array("Q"), hashlib.sha256()
-    for key, text in read("reading"):
-        hashes.append(key)
-        content.update(f"{key}\0{text}\0".encode())
+    hashes, first, content = array("Q"), [], hashlib.sha256()  # first: the smallest hash of each text
+    for names in [*texts, *(held_texts if data.heldout else [])]:
+        kinds = set()
+        before = len(hashes)
+        for key, document in read("reading", names):
+            kinds.add(type(document))
+            content.update("\0".join((str(key), *_parts(document), "")).encode())
+            if len(first) < len(texts):
+                hashes.append(key)
+        first.append(min(hashes[before:], default=0))
+        if len(kinds) > 1:
+            raise InputError(
+                f"corpus {', '.join(names)} has texts and pairs: give data.weights, the share of each in training"
+            )
     ids = np.unique(hashes)
-    if len(ids) < (needed := 2 if data.heldout_fraction < 1 else 1):
+    if len(ids) < (needed := 2 if data.heldout_fraction < 1 and not data.heldout else 1):
         raise InputError(
             f"corpus {', '.join(data.corpus)} has {len(ids)} documents: needs {needed} at least, one held out"
         )
     heldout_ids = max(1, round(data.heldout_fraction * len(ids)), 50 if len(ids) >= 500 else 0)
-    last = ids[heldout_ids - 1]
-    keys, heldout = zip(*sorted(item for item in read("splitting") if item[0] <= last), strict=True)
-    known = {content_id(text) for text in heldout}
+    last = -1 if data.heldout else max(ids[heldout_ids - 1], *first)  # of each text one document at least
+    heldout = [
+        sorted(item for item in read("splitting", names) if data.heldout or item[0] <= last) for names in held_texts
+    ]
+    known = {content_id(_parts(document)[0]) for found in heldout for _, document in found}
 
-    def training(what: str) -> Iterator[str]:
-        return (text for key, text in read(what) if key > last and content_id(text) not in known)
+    def training(what: str, names: Iterable[str]) -> Iterator[str | TextPair]:
+        found = (document for key, document in read(what, names) if key > last)
+        return (document for document in found if content_id(_parts(document)[0]) not in known)
 
-    if data.tokenizer == "bpe":
-        tokenizer = bpe.train(training("training the tokenizer"), vocab_size)
+    if data.tokenizer in bpe.TRAINED:
+        found = itertools.chain.from_iterable(training("training the tokenizer", names) for names in texts)
+        whole = (document if isinstance(document, str) else document.whole for document in found)
+        tokenizer = bpe.TRAINED[data.tokenizer](whole, vocab_size)
     else:
         tokenizer = bpe.load(data.tokenizer, vocab_size)
     (directory / "tokenizer.json").write_text(serialized := tokenizer.to_str(pretty=True))
     hashed = hashlib.sha256()
-    where = f"corpus {', '.join(data.corpus)}, tokenizer {data.tokenizer}"
-    of_heldout = _encode(directory / "heldout.tokens", tokenizer, iter(heldout), 1, hashed, where)
-    of_train = _encode(directory / "train.tokens", tokenizer, training("tokenizing"), 64, hashed, where)
-    tokens = np.memmap(directory / "heldout.tokens", _dtype(bpe.size(tokenizer)), "r")
-    ends = np.flatnonzero(tokens == bpe.eos_id(tokenizer)) + 1
-    _, first = np.unique(np.array(keys, np.uint64), return_index=True)
-    np.concatenate([[0], ends[:-1]])[first].astype("<i8").tofile(directory / "heldout.starts")
+    of_heldout, of_train = [], []
+    for i, found in enumerate(heldout):
+        path = directory / f"{i}.heldout.tokens"
+        of_heldout.append(_encode(path, tokenizer, (document for _, document in found), 1, hashed, where))
+        if not of_heldout[i].pairs:
+            tokens = np.memmap(path, _dtype(bpe.size(tokenizer)), "r")
+            ends = np.flatnonzero(tokens == bpe.eos_id(tokenizer)) + 1
+            _, of_id = np.unique(np.array([key for key, _ in found], np.uint64), return_index=True)
+            np.concatenate([[0], ends[:-1]])[of_id].astype("<i8").tofile(directory / f"{i}.heldout.starts")
+    for i, names in enumerate(texts):
+        path = directory / f"{i}.train.tokens"
+        of_train.append(_encode(path, tokenizer, training("tokenizing", names), 64, hashed, where))
+    total = lambda of, name: sum(getattr(encoded, name) for encoded in of)
+    weights = data.weights if len(of_heldout) > 1 else (1.0,)
+    a_place = lambda name: sum(w * getattr(e, name) / e.tokens for w, e in zip(weights, of_heldout))
     statistics = Statistics(
         vocab_size=bpe.size(tokenizer),
-        train_documents=of_train.documents,
-        heldout_ids=heldout_ids,
-        train_tokens=of_train.tokens,
-        heldout_tokens=of_heldout.tokens,
-        bytes_per_token=sum(len(text.encode()) for text in heldout) / of_heldout.tokens,
-        lost_share=_check(of_heldout.lost + of_train.lost, of_heldout.characters + of_train.characters, where),
+        train_documents=total(of_train, "documents"),
+        heldout_ids=len({key for found in heldout for key, _ in found}),
+        train_tokens=total(of_train, "tokens"),
+        heldout_tokens=total(of_heldout, "tokens"),
+        bytes_per_token=a_place("bytes") / a_place("targets"),
+        lost_share=_check(*(total(of_heldout, name) + total(of_train, name) for name in ("lost", "characters")), where),
         content_hash=content.hexdigest(),
         tokenizer_hash=_sha256(serialized.encode()),
         tokens_hash=hashed.hexdigest(),
     )
-    (directory / "corpus.json").write_text(json.dumps(dataclasses.asdict(statistics), indent=1))
+    files = {"train": [(e.tokens, e.pairs) for e in of_train], "heldout": [(e.tokens, e.pairs) for e in of_heldout]}
+    (directory / "corpus.json").write_text(json.dumps(dataclasses.asdict(statistics) | files, indent=1))
+
+
+def _parts(document: str | TextPair) -> tuple[str, ...]:
+    return (document,) if isinstance(document, str) else document
 
 
 class _Encoded(NamedTuple):
+    pairs: bool
     documents: int
     tokens: int
+    targets: int  # of these, the ones that are learnt
+    bytes: int  # of what is learnt
     lost: int  # of these, of the documents that were decoded again
     characters: int
 
 
 def _encode(
-    path: Path, tokenizer: Tokenizer, texts: Iterator[str], every: int, hashed: "hashlib._Hash", where: str
+    path: Path,
+    tokenizer: Tokenizer,
+    found: Iterator[str | TextPair],
+    every: int,
+    hashed: "hashlib._Hash",
+    where: str,
 ) -> _Encoded:
-    """Writes the texts' tokens, an end of text after each; decodes the first 1024 again, and then one of `every`."""
-    eos, unk, dtype = bpe.eos_id(tokenizer), bpe.unk_id(tokenizer), _dtype(bpe.size(tokenizer))
-    counts_4 = np.zeros(4, np.int64)
+    """Writes the tokens of texts, or of pairs, an end of text after each; decodes the first 1024 again, and then one of
+    `every`."""
+    eos, unk, entries = bpe.eos_id(tokenizer), bpe.unk_id(tokenizer), bpe.size(tokenizer)
+    first = next(found, "")
+    pairs = isinstance(first, TextPair)
+    found = itertools.chain([first] if first else [], found)
+    counts_6 = np.zeros(6, np.int64)
     with path.open("wb") as f:
-        for n, block in enumerate(iter(lambda: list(itertools.islice(texts, 64)), [])):
-            ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(block, add_special_tokens=False)]
-            tokens = np.fromiter(itertools.chain.from_iterable((*ids_T, eos) for ids_T in ids), dtype)
+        for n, block in enumerate(iter(lambda: list(itertools.islice(found, 64)), [])):
+            if pairs:
+                whole, learnt = [pair.whole for pair in block], [pair.target for pair in block]
+                split = encode_pairs(tokenizer, [(p.source, whole[i][len(p.source) :]) for i, p in enumerate(block)])
+                ids = [context + target for context, target in split]
+                marked = [[*(~i for i in context), *target, eos] for context, target in split]
+                if empty := [pair for pair, (_, target) in zip(block, split) if not target]:
+                    raise InputError(
+                        f"{where}: after {empty[0].source!r:.40} the target {empty[0].target!r:.40} adds no token"
+                    )
+            else:
+                whole = learnt = block
+                ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(block, add_special_tokens=False)]
+                marked = [[*ids_T, eos] for ids_T in ids]
+            tokens = np.fromiter(itertools.chain.from_iterable(marked), _dtype(entries, pairs))
             if np.count_nonzero(tokens == eos) != len(block):
                 token = tokenizer.id_to_token(eos)
                 raise InputError(
@@ -248,12 +263,13 @@ def _encode(
                 )
             f.write(tokens.tobytes())
             hashed.update(tokens)
-            again = list(zip(block, ids, strict=True))[:: every if n >= 16 else 1]
+            again = list(zip(whole, ids, strict=True))[:: every if n >= 16 else 1]
             lost_2 = np.sum([bpe.lost(tokenizer, unk, text, ids_T) for text, ids_T in again], axis=0)
-            counts_4 += (len(block), len(tokens), *lost_2)
+            n_targets, n_bytes = np.count_nonzero(tokens >= 0), sum(len(text.encode()) for text in learnt)
+            counts_6 += (len(block), len(tokens), n_targets, n_bytes, *lost_2)
             if n == 15:  # here a share of 1 % is no accident, and most of a large corpus is still to come
-                _check(*counts_4[2:], where)
-    return _Encoded(*counts_4.tolist())
+                _check(*counts_6[4:], where)
+    return _Encoded(pairs, *counts_6.tolist())
 
 
 def _check(lost: int, characters: int, where: str) -> float:
@@ -267,8 +283,10 @@ def _check(lost: int, characters: int, where: str) -> float:
     return share
 
 
-def _dtype(entries: int) -> np.dtype:
-    return np.dtype(np.uint16 if entries <= 2**16 else np.uint32).newbyteorder("<")
+def _dtype(entries: int, pairs: bool = False) -> np.dtype:
+    """Of tokens; of those of pairs, which may be negative."""
+    small, large = (np.int16, np.int32) if pairs else (np.uint16, np.uint32)
+    return np.dtype(small if entries <= 2 ** (16 - pairs) else large).newbyteorder("<")
 
 
 def _sha256(data: bytes) -> str:
@@ -276,34 +294,71 @@ def _sha256(data: bytes) -> str:
 
 
 def _read(directory: Path, data: DataConfig, context: int) -> Corpus:
-    statistics = Statistics(**json.loads((directory / "corpus.json").read_text()))
-    rows = {}
-    for split, size in (("train", statistics.train_tokens), ("heldout", statistics.heldout_tokens)):
-        if split == "train" and data.heldout_fraction == 1:
-            rows[split] = np.empty((0, context + 1), np.uint16)
-            continue
-        if size <= context:
-            raise InputError(
-                f"corpus {', '.join(data.corpus)} has {size} {split} tokens in {statistics.train_documents} train and "
-                f"{statistics.heldout_ids} heldout documents: a row takes model.context + 1 = {context + 1}"
-            )
-        path, dtype = directory / f"{split}.tokens", _dtype(statistics.vocab_size)
-        if (found := os.path.getsize(path)) != size * dtype.itemsize:
-            raise InputError(f"{path} has {found} bytes and should have {size * dtype.itemsize}: remove {directory}")
-        tokens = np.asarray(np.memmap(path, dtype, "r"))
-        rows[split] = np.lib.stride_tricks.sliding_window_view(tokens, context + 1)[::context]
-    H = len(rows["heldout"])
-    M = min(H, -(-data.heldout_tokens // context))
-    row_M = np.arange(M) * H // M
-    starts = np.fromfile(directory / "heldout.starts", "<i8")
-    target_MxT = row_M[:, None] * context + np.arange(1, context + 1)[None]
-    held, document_MxT = np.unique(np.searchsorted(starts, target_MxT, side="right"), return_inverse=True)
+    found = json.loads((directory / "corpus.json").read_text())
+    train, heldout = found.pop("train"), found.pop("heldout")
+    statistics = Statistics(**found)
+    rows = lambda split, files: [
+        _rows(directory, f"{i}.{split}", n, pairs, statistics, data, context) for i, (n, pairs) in enumerate(files)
+    ]
+    if data.heldout_fraction == 1:
+        trained = [np.empty((0, context + 1), np.uint16)]
+    else:
+        trained = [rows_RxT1 for rows_RxT1, _ in rows("train", train)]
+    held = rows("heldout", heldout)
+    weights = data.weights or (1.0,)
+    slices, of_documents = [], []
+    for (rows_HxT1, document_HxT), wanted in zip(
+        held, shares(weights[: len(held)], -(-data.heldout_tokens // context))
+    ):
+        H = len(rows_HxT1)
+        M = min(H, wanted)
+        row_M = np.arange(M) * H // M
+        slices.append(rows_HxT1[row_M].astype(np.int32))
+        held_MxT = document_HxT(row_M)
+        known, number = np.unique(held_MxT[held_MxT >= 0], return_inverse=True)
+        document_MxT = np.full(held_MxT.shape, -1)
+        document_MxT[held_MxT >= 0] = number + sum(len(ids) for ids, _ in of_documents)
+        of_documents.append((known, document_MxT))
     return Corpus(
         **dataclasses.asdict(statistics),
         corpus=tuple(label(name) for name in data.corpus),
+        weights=weights,
         tokenizer=directory / "tokenizer.json",
-        train_RxT1=rows["train"],
-        heldout_MxT1=rows["heldout"][row_M].astype(np.int32),
-        heldout_document_MxT=document_MxT.reshape(M, context).astype(np.int32),
-        heldout_documents=len(held),
+        marked=any(pairs for _, pairs in (*train, *heldout)),
+        train=tuple(trained),
+        heldout_MxT1=np.concatenate(slices),
+        heldout_document_MxT=np.concatenate([document_MxT for _, document_MxT in of_documents]).astype(np.int32),
+        heldout_documents=sum(len(ids) for ids, _ in of_documents),
     )
+
+
+def _rows(
+    directory: Path, name: str, size: int, pairs: bool, statistics: Statistics, data: DataConfig, context: int
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """(rows_RxT1; document_MxT of the targets of some of them) of a token file of so many tokens; see `Corpus`."""
+    split = name.rpartition(".")[2]
+    if size <= (0 if pairs else context):
+        raise InputError(
+            f"corpus {', '.join(data.corpus)} has {size} {split} tokens in {statistics.train_documents} train and "
+            f"{statistics.heldout_ids} heldout documents: a row takes model.context + 1 = {context + 1}"
+        )
+    path, dtype = directory / f"{name}.tokens", _dtype(statistics.vocab_size, pairs)
+    if (found := os.path.getsize(path)) != size * dtype.itemsize:
+        raise InputError(f"{path} has {found} bytes and should have {size * dtype.itemsize}: remove {directory}")
+    tokens = np.asarray(np.memmap(path, dtype, "r"))
+    if not pairs:
+        starts = lambda: np.fromfile(directory / f"{name}.starts", "<i8")
+        place = lambda row_M: row_M[:, None] * context + np.arange(1, context + 1)[None]
+        document = lambda row_M: np.searchsorted(starts(), place(row_M), side="right") - 1
+        return np.lib.stride_tricks.sliding_window_view(tokens, context + 1)[::context], document
+    lengths_P = lengths_of(tokens)
+    if (longest := lengths_P.max()) > context + 1:
+        at = lengths_P[: lengths_P.argmax()].sum()
+        start = [i for i in (~tokens[at : at + longest]).tolist() if i >= 0]
+        text = Tokenizer.from_file(str(directory / "tokenizer.json")).decode(start)
+        raise InputError(
+            f"corpus {', '.join(data.corpus)}: the pair of {text!r:.60} takes {longest} tokens with its end, and a row "
+            f"model.context + 1 = {context + 1}: raise model.context to {longest - 1}, or leave longer pairs out"
+        )
+    rows_RxT1, pair_RxT1 = pack(tokens, context + 1)
+    return rows_RxT1, lambda row_M: np.where(rows_RxT1[row_M] >= 0, pair_RxT1[row_M], -1)[:, 1:]

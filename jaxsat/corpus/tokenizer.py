@@ -1,4 +1,4 @@
-"""Byte-level BPE: trained on the training split, or read from a tokenizer.json."""
+"""Tokenizers: byte-level BPE or words, trained on the training split, or read from a tokenizer.json."""
 
 import itertools
 import json
@@ -33,6 +33,22 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return _neutral(tokenizer)
 
 
+def train_words(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A token for every word, as white space parts them: <eos> 0, <unk> 1, words by how often they occur. Raises
+    InputError when `vocab_size` cannot hold them."""
+    counts = Counter(word for text in texts for word in text.split() if word not in (EOS, UNK))
+    if len(counts) + 2 > vocab_size:
+        raise InputError(f"model.vocab_size = {vocab_size}: must be at least {len(counts) + 2}, the words and 2")
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate((EOS, UNK, *words))}, unk_token=UNK))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([EOS, UNK])
+    return _neutral(tokenizer)
+
+
+TRAINED = {"bpe": train, "words": train_words}
+
+
 def load(path: str, vocab_size: int) -> Tokenizer:
     """The tokenizer.json at `path`, without settings that lose text or that change from call to call.
 
@@ -42,7 +58,7 @@ def load(path: str, vocab_size: int) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(Path(path).read_text())
     except OSError as e:
-        raise InputError(f"data.tokenizer = {path!r}: {e.strerror}; give 'bpe' or a tokenizer.json") from None
+        raise InputError(f"data.tokenizer = {path!r}: {e.strerror}; give 'bpe', 'words' or a tokenizer.json") from None
     except Exception as e:  # all that the Rust library raises
         raise InputError(f"{path} is not a tokenizer.json of the tokenizers library: {e}") from None
     eos_id(tokenizer)

@@ -2,7 +2,7 @@
 
 from jaxsat.evaluate.generation import generate, generate_tokens
 from jaxsat.evaluate.items import Item, Items, items_of, read_items
-from jaxsat.evaluate.likelihood import LogLikelihoods, Pair, encode_pairs, log_likelihoods
+from jaxsat.evaluate.likelihood import LogLikelihoods, log_likelihoods
 from jaxsat.evaluate.scores import check_rows, exact, log_probabilities, token_losses
 from jaxsat.evaluate.scoring import Scores, score
 
@@ -10,10 +10,8 @@ __all__ = [
     "Item",
     "Items",
     "LogLikelihoods",
-    "Pair",
     "Scores",
     "check_rows",
-    "encode_pairs",
     "exact",
     "generate",
     "generate_tokens",

@@ -87,6 +87,16 @@ def generate_tokens(
     return found
 
 
+def written(config: ModelConfig, params: model.Params, tokens_BxP: jax.Array, n_new: int, key: jax.Array) -> jax.Array:
+    """tokens_BxN that the model writes after these, drawn at temperature 1: to be called inside a traced function, with
+    a length that its context has room for."""
+    n, ones = len(tokens_BxP), jnp.ones((), jnp.float32)
+    first_B, limit_B, row_B = jnp.zeros(n, jnp.int32), jnp.full(n, n_new), jnp.arange(n)
+    never_V = jnp.zeros(config.vocab_size, bool)
+    sampling = ones, jnp.int32(config.vocab_size), ones
+    return _generate(config, n_new, "all", params, tokens_BxP, first_B, limit_B, row_B, never_V, key, sampling)
+
+
 def tokens_with(tokenizer: Tokenizer, texts: Collection[str]) -> list[int]:
     """The ids of the tokens that hold one of these, such as a line break: where it ends a text, so do they."""
     decoded = ((i, tokenizer.decode([i], skip_special_tokens=False)) for i in tokenizer.get_vocab().values())

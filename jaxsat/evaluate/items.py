@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 from etils import epath
 
 from jaxsat.config import InputError, unknown
+from jaxsat.corpus.documents import following
 
 Kind = Literal["pair", "choice", "cloze", "match"]
 KEYS = {
@@ -42,8 +43,7 @@ class Item:
     @property
     def continuations(self) -> tuple[str, ...]:
         """The options as they follow the context."""
-        bare = not self.context or self.context[-1].isspace()
-        return tuple(option if bare or option[0].isspace() else f" {option}" for option in self.options)
+        return tuple(following(self.context, option) for option in self.options)
 
 
 @dataclass(frozen=True)

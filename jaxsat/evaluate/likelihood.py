@@ -7,44 +7,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tokenizers import Tokenizer
 
 from jaxsat import model
 from jaxsat.config import InputError, ModelConfig
-from jaxsat.corpus.tokenizer import begin_ids, own_begin
+from jaxsat.corpus.pairs import Pair
 from jaxsat.evaluate.scores import BLOCK_TOKENS, exact
 
 CHUNK = 256  # targets whose logits are held at once
 
 
-class Pair(NamedTuple):
-    """Ids of a context, one at least, and of its continuation, whose log P is asked."""
-
-    context: list[int]
-    continuation: list[int]
-
-
 class LogLikelihoods(NamedTuple):
     nats_N: np.ndarray  # log P(continuation | context), the sum over its tokens, in nats, float64
     greedy_N: np.ndarray  # whether greedy decoding would write it: every token was the likeliest
-
-
-def encode_pairs(tokenizer: Tokenizer, texts: Sequence[tuple[str, str]]) -> list[Pair]:
-    """(context, continuation) as ids, split as by lm-eval: spaces at the end of the context belong to the continuation,
-    and what the whole text has more tokens than the context alone are the continuation's.
-
-    Nothing is put before a context but what the tokenizer itself would; an empty one is `begin_ids`.
-    """
-    stripped = [context.rstrip() for context, _ in texts]
-    contexts = list(dict.fromkeys(stripped))
-    encode = lambda texts: [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-    ids_of = dict(zip(contexts, encode(contexts)))
-    wholes = encode([context + continuation for context, continuation in texts])
-    begin, own = begin_ids(tokenizer), own_begin(tokenizer)
-    return [
-        Pair(own + ids_of[context] if ids_of[context] else begin, whole[len(ids_of[context]) :])
-        for context, whole in zip(stripped, wholes)
-    ]
 
 
 def log_likelihoods(config: ModelConfig, params: model.Params, pairs: Sequence[Pair]) -> LogLikelihoods:

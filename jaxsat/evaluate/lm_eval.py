@@ -13,9 +13,10 @@ from tokenizers import Tokenizer
 
 from jaxsat import model
 from jaxsat.config import InputError, ModelConfig
+from jaxsat.corpus.pairs import Pair
 from jaxsat.corpus.tokenizer import begin_ids, end_id
 from jaxsat.evaluate.generation import generate_tokens, tokens_with
-from jaxsat.evaluate.likelihood import Pair, log_likelihoods
+from jaxsat.evaluate.likelihood import log_likelihoods
 
 MAX_NEW = 256  # tokens, where a task does not say: as lm-eval's own models
 

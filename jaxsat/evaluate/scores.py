@@ -5,7 +5,6 @@ import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxsat import model
@@ -20,17 +19,18 @@ def exact() -> contextlib.AbstractContextManager:
     return jax.default_matmul_precision("highest")
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@functools.partial(jax.jit, static_argnames=("config", "pairs"))
 @exact()
-def token_losses(config: ModelConfig, params: model.Params, rows_BxT1: jax.Array) -> jax.Array:
+def token_losses(config: ModelConfig, params: model.Params, rows_BxT1: jax.Array, pairs: bool = False) -> jax.Array:
     """nats_BxT, float32: the loss of each token of the rows but the first, given those before it; 0 where it is no
     target.
 
-    A token of the context that is no target is written ~token, which is negative; so is padding, ~0. One forward pass
+    A token of the context that is no target is written ~token, which is negative; so is padding, ~0. `pairs`: where
+    marked tokens begin again after a target, another pair begins, which does not see the one before. One forward pass
     without B x T x V logits, to be called inside `over_runs` and `jax.lax.map` too. Ids are not checked: `check_rows`.
     """
-    inputs_BxT = jnp.where(rows_BxT1 < 0, ~rows_BxT1, rows_BxT1)[:, :-1]
-    h_BxTxD, _ = model.hidden(config, params, inputs_BxT)
+    inputs_BxT, segment_BxT = model.read_marks(rows_BxT1)
+    h_BxTxD, _ = model.hidden(config, params, inputs_BxT, segment_BxT=segment_BxT if pairs else None)
     return model.heads.token_losses(config, params, h_BxTxD, rows_BxT1[:, 1:])
 
 

@@ -10,10 +10,11 @@ from tokenizers import Tokenizer
 
 from jaxsat import model
 from jaxsat.config import InputError, ModelConfig
+from jaxsat.corpus.pairs import Pair, encode_pairs
 from jaxsat.corpus.tokenizer import end_id
 from jaxsat.evaluate.generation import generate_tokens, tokens_with
 from jaxsat.evaluate.items import Item, Items
-from jaxsat.evaluate.likelihood import Pair, encode_pairs, log_likelihoods
+from jaxsat.evaluate.likelihood import log_likelihoods
 
 LEVEL = 0.9  # of the intervals, as those of claims
 SHARES = ("accuracy", "accuracy_token", "accuracy_byte", "exact_match")  # means of what is 0 or 1

@@ -41,7 +41,7 @@ def loss(runs: Callable[[Run], bool] = every, corpus: Sequence[str] = (), tokens
         return Measure("loss", _heldout_loss, runs=runs, version=2, traced=True)
     text = validate(override(Run(), {"data.corpus": corpus, "data.heldout_tokens": tokens})).data
     identity = json.dumps([RULES, tokens, [fingerprint(name) for name in text.corpus]])
-    name = "+".join(re.sub(r"\.(txt|jsonl)(\.gz)?$", "", label(name)) for name in text.corpus)
+    name = "+".join(re.sub(r"\.(txt|jsonl|tsv)(\.gz)?$", "", label(name)) for name in text.corpus)
     known_by = f"loss {name} {hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     return Measure(known_by, partial(_loss_of, name=name), runs=runs, traced=True, text=text)
 
@@ -93,7 +93,7 @@ def _loss_of(c: Checkpoint, name: str) -> dict[str, jax.Array]:
 def _loss(c: Checkpoint) -> dict[str, jax.Array]:
     def block(args: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         rows_BxT1, unit_BxT = args
-        nats_BxT = token_losses(c.config, c.params, rows_BxT1)
+        nats_BxT = token_losses(c.config, c.params, rows_BxT1, c.heldout.marked)
         of_unit_BxTxU = jax.nn.one_hot(
             unit_BxT, c.heldout.n_units
         )  # a product, which any mesh can split; -1 is of none
@@ -179,15 +179,17 @@ def _over_sample(c: Checkpoint, of: Callable[[jax.Array, jax.Array], Any]) -> An
 
     def block(args: tuple[jax.Array, jax.Array]) -> Any:
         first, rows_BxT1 = args
-        h_BxTxD, stream_LxBxTxD = model.hidden(config, c.params, jnp.maximum(rows_BxT1[:, :-1], 0))
+        inputs_BxT, segment_BxT = model.read_marks(rows_BxT1)
+        segment_BxT = segment_BxT if c.heldout.marked else None
+        h_BxTxD, stream_LxBxTxD = model.hidden(config, c.params, inputs_BxT, segment_BxT=segment_BxT)
         last_BxTxD = stream_LxBxTxD[-1].astype(jnp.float32)
         if config.norm == "layer":
             last_BxTxD -= last_BxTxD.mean(axis=-1, keepdims=True)
         # A norm divides each vector by a number of its own, which no cosine sees: without the gain only the centring of
         # LayerNorm is left.
         states = jnp.stack([*stream_LxBxTxD.astype(jnp.float32), last_BxTxD, h_BxTxD.astype(jnp.float32)])
-        sample_B = (first + jnp.arange(len(rows_BxT1)) < sampled) & (rows_BxT1[:, 0] >= 0)
-        kept_BxT = jnp.broadcast_to(sample_B[:, None], h_BxTxD.shape[:2])
+        sample_B = first + jnp.arange(len(rows_BxT1)) < sampled
+        kept_BxT = sample_B[:, None] & (rows_BxT1[:, :-1] != -1)
         return of(states.reshape(len(states), -1, config.width), kept_BxT.reshape(-1, 1))
 
     first_N = jnp.arange(len(tokens_NxBxT1)) * tokens_NxBxT1.shape[1]
@@ -195,10 +197,10 @@ def _over_sample(c: Checkpoint, of: Callable[[jax.Array, jax.Array], Any]) -> An
 
 
 def _frozen_heads(c: Checkpoint, ranks: tuple[int, ...]) -> pd.DataFrame:
-    rows = min(len(c.corpus.train_RxT1), FROZEN_TOKENS // c.config.context)
+    rows = min(sum(map(len, c.corpus.train)), FROZEN_TOKENS // c.config.context)
     ranks = [r for r in ranks if r <= c.config.width]
-    train_h, train_y = _states(c.config, c.params, batch_at(c.corpus, c.run.seed, 0, rows))
-    heldout_h, heldout_y = _states(c.config, c.params, c.corpus.heldout_MxT1)
+    train_h, train_y = _states(c, batch_at(c.corpus, c.run.seed, 0, rows))
+    heldout_h, heldout_y = _states(c, c.corpus.heldout_MxT1)
     half = len(train_y) // 2
     heads = [
         train_frozen_heads(train_h[:n], train_y[:n], c.config.vocab_size, ranks, seed=c.run.seed) for n in (half, None)
@@ -208,14 +210,19 @@ def _frozen_heads(c: Checkpoint, ranks: tuple[int, ...]) -> pd.DataFrame:
     return pd.concat([pd.DataFrame({"metric": name, "index": ranks, "value": v}) for name, v in metrics.items()])
 
 
-@partial(jax.jit, static_argnames="config")
-def _final_hidden(config: ModelConfig, params: model.Params, inputs_NxBxT: jax.Array) -> jax.Array:
-    return jax.lax.map(lambda inputs_BxT: model.hidden(config, params, inputs_BxT)[0], inputs_NxBxT)
+@partial(jax.jit, static_argnames=("config", "pairs"))
+def _final_hidden(config: ModelConfig, params: model.Params, rows_NxBxT1: jax.Array, pairs: bool) -> jax.Array:
+    def block(rows_BxT1: jax.Array) -> jax.Array:
+        inputs_BxT, segment_BxT = model.read_marks(rows_BxT1)
+        return model.hidden(config, params, inputs_BxT, segment_BxT=segment_BxT if pairs else None)[0]
+
+    return jax.lax.map(block, rows_NxBxT1)
 
 
-def _states(config: ModelConfig, params: model.Params, rows_NxT1: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """(h_NxD, targets_N) of all positions of the rows."""
+def _states(c: Checkpoint, rows_NxT1: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """(h_NxD, targets_N) of all positions of the rows that have a target."""
     targets_N = rows_NxT1[:, 1:].reshape(-1)
-    inputs_NxBxT = np.maximum(blocks(rows_NxT1)[..., :-1], 0)
-    h_NxD = _final_hidden(config, params, inputs_NxBxT).reshape(-1, config.width)
-    return h_NxD[: len(targets_N)], jnp.asarray(targets_N)
+    h_NxD = _final_hidden(c.config, c.params, blocks(rows_NxT1), c.corpus.marked).reshape(-1, c.config.width)
+    at_N = np.flatnonzero(targets_N >= 0)
+    whole = len(at_N) == len(targets_N)  # as of text: a slice, not a copy a row
+    return h_NxD[: len(targets_N)] if whole else h_NxD[at_N], jnp.asarray(targets_N[at_N])

@@ -30,17 +30,18 @@ MAX_UNITS = 128  # of the held-out slice, for paired tests: rows of the table gr
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["tokens_NxBxT1", "unit_NxBxT", "bytes_per_token"],
-    meta_fields=["n_units"],
+    meta_fields=["n_units", "marked"],
 )
 @dataclass(frozen=True, eq=False)
 class Heldout:
     """The fixed slice of held-out text, in N blocks of B rows for one forward pass each; -1 where a block is not
-    full."""
+    full, or a row of pairs."""
 
     tokens_NxBxT1: jax.Array
-    unit_NxBxT: jax.Array  # of each target, rows[:, 1:]: which of the n_units it is of
+    unit_NxBxT: jax.Array  # of each target, rows[:, 1:]: which of the n_units it is of; -1: it is none
     n_units: int  # the slice's documents, neighbours joined where they are more than MAX_UNITS
     bytes_per_token: jax.Array | np.float32  # of all held-out text, an end of text being a token without bytes
+    marked: bool  # there are pairs in it: see `model.read_marks`
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=[])
@@ -94,7 +95,7 @@ def heldout(corpus: Corpus, put: Callable[[np.ndarray], jax.Array] = jax.numpy.a
     unit_NxBxT = np.pad(unit_MxT, ((0, tokens_NxBxT1.shape[0] * tokens_NxBxT1.shape[1] - len(unit_MxT)), (0, 0)),
                         constant_values=-1).reshape(*tokens_NxBxT1.shape[:2], -1)  # fmt: skip
     bytes_per_token = np.float32(corpus.bytes_per_token)
-    return Heldout(put(tokens_NxBxT1), put(unit_NxBxT.astype(np.int32)), n_units, bytes_per_token)
+    return Heldout(put(tokens_NxBxT1), put(unit_NxBxT.astype(np.int32)), n_units, bytes_per_token, corpus.marked)
 
 
 def every(run: Run) -> bool:

@@ -10,19 +10,29 @@ from jax.sharding import PartitionSpec
 from jaxsat.model.sharding import axis_size, platform
 
 
-def attention(q_BxTxHxE: jax.Array, k_BxTxGxE: jax.Array, v_BxTxGxE: jax.Array) -> jax.Array:
-    """Causal softmax attention, y_BxTxHxE; each of the G key-value heads serves H / G query heads."""
+def attention(
+    q_BxTxHxE: jax.Array, k_BxTxGxE: jax.Array, v_BxTxGxE: jax.Array, segment_BxT: jax.Array | None = None
+) -> jax.Array:
+    """Causal softmax attention, y_BxTxHxE; each of the G key-value heads serves H / G query heads. Where there are
+    segments, a position sees its own alone."""
     n_positions = q_BxTxHxE.shape[1]
     match platform():
         case "cpu":
-            return attend(q_BxTxHxE, k_BxTxGxE, v_BxTxGxE)
+            return attend(q_BxTxHxE, k_BxTxGxE, v_BxTxGxE, segment_BxT)
         case "tpu" if n_positions % 128 == 0:
-            return _splash(q_BxTxHxE, k_BxTxGxE, v_BxTxGxE)
+            return _splash(q_BxTxHxE, k_BxTxGxE, v_BxTxGxE, segment_BxT)
         case _:
-            return jax.nn.dot_product_attention(q_BxTxHxE, k_BxTxGxE, v_BxTxGxE, is_causal=True)
+            mask = None if segment_BxT is None else _same(segment_BxT)[:, None]
+            return jax.nn.dot_product_attention(q_BxTxHxE, k_BxTxGxE, v_BxTxGxE, mask=mask, is_causal=True)
 
 
-def attend(q_BxTxHxE: jax.Array, k_BxTxGxE: jax.Array, v_BxTxGxE: jax.Array) -> jax.Array:
+def _same(segment_BxT: jax.Array) -> jax.Array:
+    return segment_BxT[:, :, None] == segment_BxT[:, None]
+
+
+def attend(
+    q_BxTxHxE: jax.Array, k_BxTxGxE: jax.Array, v_BxTxGxE: jax.Array, segment_BxT: jax.Array | None = None
+) -> jax.Array:
     """Attention by matrix products, T x T scores and all.
 
     Normalised after mixing the values, which spares the backward pass a sum over T x T: forward and backward are
@@ -33,8 +43,11 @@ def attend(q_BxTxHxE: jax.Array, k_BxTxGxE: jax.Array, v_BxTxGxE: jax.Array) -> 
     g = k_BxTxGxE.shape[2]
     q = (q_BxTxHxE / math.sqrt(e)).reshape(b, t, g, h // g, e).transpose(0, 2, 3, 1, 4).reshape(b, g, -1, e)
     k, v = (x.swapaxes(1, 2) for x in (k_BxTxGxE, v_BxTxGxE))
-    mask_QxT = jnp.tile(jnp.where(jnp.tri(t, dtype=bool), 0.0, -jnp.inf), (h // g, 1))
-    scores = jnp.einsum("bgqe,bgte->bgqt", q, k, preferred_element_type=jnp.float32) + mask_QxT[None, None]
+    seen_BxTxT = jnp.tri(t, dtype=bool)[None]
+    if segment_BxT is not None:
+        seen_BxTxT &= _same(segment_BxT)
+    mask_BxQxT = jnp.tile(jnp.where(seen_BxTxT, 0.0, -jnp.inf), (1, h // g, 1))
+    scores = jnp.einsum("bgqe,bgte->bgqt", q, k, preferred_element_type=jnp.float32) + mask_BxQxT[:, None]
     p = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     y = jnp.einsum("bgqt,bgte->bgqe", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
     y = (y / p.sum(-1, keepdims=True)).astype(v.dtype).reshape(b, g, h // g, t, e)
@@ -52,7 +65,9 @@ def attend_cached(q_BxCxHxE: jax.Array, k_BxGxSxE: jax.Array, v_BxGxSxE: jax.Arr
     return y.astype(q.dtype).transpose(0, 3, 1, 2, 4).reshape(b, c, h, e)
 
 
-def _splash(q_BxTxHxE: jax.Array, k_BxTxGxE: jax.Array, v_BxTxGxE: jax.Array) -> jax.Array:
+def _splash(
+    q_BxTxHxE: jax.Array, k_BxTxGxE: jax.Array, v_BxTxGxE: jax.Array, segment_BxT: jax.Array | None
+) -> jax.Array:
     """Splash attention, a TPU kernel that never holds T x T scores: 0.33 GiB of temporaries instead of 2.26 for 8 rows
     of 2048 on 12 heads of 64, with gradient (v6e). The compiler cannot split a kernel, so each device of a mesh is
     given its own rows and heads."""
@@ -66,10 +81,12 @@ def _splash(q_BxTxHxE: jax.Array, k_BxTxGxE: jax.Array, v_BxTxGxE: jax.Array) ->
     own = jax.vmap(kernel)
     if not jax.sharding.get_abstract_mesh().empty:  # without one, on one device, there is nothing to split
         spec = PartitionSpec("data", "model")
-        own = jax.shard_map(own, in_specs=spec, out_specs=spec, axis_names={"data", "model"}, check_vma=False)
+        specs = (spec, spec, spec, PartitionSpec("data"))
+        own = jax.shard_map(own, in_specs=specs, out_specs=spec, axis_names={"data", "model"}, check_vma=False)
     q = heads_first(q_BxTxHxE / math.sqrt(q_BxTxHxE.shape[3]))
     k, v = (heads_first(jnp.repeat(x, group, axis=2)) for x in (k_BxTxGxE, v_BxTxGxE))
     # Products of bfloat16 are whole in float32; asked for more, Mosaic has none ("Bad lhs type", libtpu 0.0.42).
     exact_anyway = q.dtype == jnp.bfloat16
     with jax.default_matmul_precision("default") if exact_anyway else contextlib.nullcontext():
-        return heads_first(own(q, k, v))
+        segments = None if segment_BxT is None else splash.SegmentIds(segment_BxT, segment_BxT)
+        return heads_first(own(q, k, v, segments))

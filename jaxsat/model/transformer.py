@@ -23,6 +23,7 @@ from jaxsat.config import ModelConfig
 from jaxsat.model import heads
 from jaxsat.model.attention import attend_cached, attention
 from jaxsat.model.heads import Head, Params, small
+from jaxsat.model.marked import places
 from jaxsat.model.sharding import constrain, look_up, platform
 
 
@@ -183,13 +184,18 @@ class Transformer(nnx.Module):
             x += self.positions[positions_BxT.reshape(-1)].astype(c.compute_dtype)
         return x
 
-    def __call__(self, tokens_BxT: jax.Array, remat: str = "none") -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, tokens_BxT: jax.Array, remat: str = "none", segment_BxT: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         c, (n_rows, n_positions) = self.config, tokens_BxT.shape
-        x = self.embed(tokens_BxT)
+        positions_BxT, attend = None, attention
+        if segment_BxT is not None:
+            positions_BxT, attend = places(segment_BxT), functools.partial(attention, segment_BxT=segment_BxT)
+        x = self.embed(tokens_BxT, positions_BxT)
         graphdef, blocks = nnx.split(self.blocks)
 
         def layer(x_NxD, params):
-            y_NxD = nnx.merge(graphdef, params)(x_NxD, n_rows)
+            y_NxD = nnx.merge(graphdef, params)(x_NxD, n_rows, positions_BxT, attend)
             return y_NxD, y_NxD
 
         if remat != "none":
@@ -284,15 +290,20 @@ def init(config: ModelConfig, key: jax.Array, rank: int | jax.Array | None = Non
 
 
 def hidden(
-    config: ModelConfig, params: Params, tokens_BxT: jax.Array, remat: str = "none"
+    config: ModelConfig,
+    params: Params,
+    tokens_BxT: jax.Array,
+    remat: str = "none",
+    segment_BxT: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(h_BxTxD after the final norm, residual stream x_(L+1)xBxTxD: the embedding's output, then after each block).
 
     `remat`: what a backward pass computes again: "none"; "dots", all but the products with weights; "full", each block.
+    segment_BxT: ascending numbers in a row, of which each stands as if it were alone, its first position 0.
     """
     graphdef, state = _abstract(config)
     nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graphdef, state)(tokens_BxT, remat)
+    return nnx.merge(graphdef, state)(tokens_BxT, remat, segment_BxT)
 
 
 def logits(config: ModelConfig, params: Params, tokens_BxT: jax.Array) -> jax.Array:

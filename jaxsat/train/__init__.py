@@ -4,10 +4,11 @@ from jaxsat.config import Preempted
 from jaxsat.train.logs import environment, read_launches, read_metrics, write_atomically
 from jaxsat.train.loop import train_pack, train_run
 from jaxsat.train.step import Hyper, Program, State, hypers, initializer, learning_rate, train_step
-from jaxsat.train.task import LANGUAGE_MODEL, Task
+from jaxsat.train.task import LANGUAGE_MODEL, ON_PAIRS, Task, own_samples
 
 __all__ = [
     "LANGUAGE_MODEL",
+    "ON_PAIRS",
     "Hyper",
     "Preempted",
     "Program",
@@ -17,6 +18,7 @@ __all__ = [
     "hypers",
     "initializer",
     "learning_rate",
+    "own_samples",
     "read_launches",
     "read_metrics",
     "train_pack",

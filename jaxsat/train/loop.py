@@ -31,7 +31,7 @@ from jaxsat.sweep import Pack
 from jaxsat.train.logs import RunLog, read_metrics
 from jaxsat.train.start import first_state
 from jaxsat.train.step import Program, abstract_state, hypers, train_step
-from jaxsat.train.task import LANGUAGE_MODEL, Task
+from jaxsat.train.task import LANGUAGE_MODEL, ON_PAIRS, Task
 
 WINDOW = 10  # steps between looks at the losses; fewer where they take longer than WINDOW_SECONDS
 WINDOW_SECONDS = 5  # all hosts save one to two windows after one is told to stop, of the 30 s it is given
@@ -80,6 +80,10 @@ def train_pack(
     # By the memory of one device, the same for all hosts.
     layout = Layout(**hosts.first(lambda layout=layout: dataclasses.asdict(pack_layout(pack, layout))))
     mesh = mesh or make_mesh(pack, layout)
+    if corpus and corpus.marked:
+        task = ON_PAIRS if task == LANGUAGE_MODEL else task
+        if not task.pairs:
+            raise InputError(f"run {pack.runs[0].id} has task {pack.runs[0].task!r}, which reads texts, and gets pairs")
     program = Program.of(pack, layout.remat, task)
     hyper = jax.tree.map(lambda x: put(np.asarray(x), per_run(mesh)), hypers(pack.runs))
     diverged, ended = hosts.first(lambda: _ends(pack, out))
@@ -265,7 +269,7 @@ def _batches(pack: Pack, corpus: corpora.Corpus | None, start: int, sharding: Na
         zeros_KxBx1 = put(np.zeros((K, B, 1), np.int32), sharding)
         while True:
             yield zeros_KxBx1
-    shape = (K, B, corpus.train_RxT1.shape[1])
+    shape = (K, B, corpus.train[0].shape[1])
     mine: dict[int, tuple[int, int, int]] = {}  # run -> seed, first and last row
     for runs, rows, _ in sharding.addressable_devices_indices_map(shape).values():
         first, last, _ = rows.indices(B)

@@ -164,7 +164,7 @@ def test_json_lines(tmp_path: Path):
         ("a.txt", b"fine\nna\xefve", r"a\.txt, line 2: not UTF-8 \(invalid continuation byte at byte 2\)"),
         ("a.jsonl", b'{"text": "a"}\n{"text": ', r"a\.jsonl, line 2: not JSON \(Expecting value at column 9\)"),
         ("a.jsonl", b'{"text": "a"}\n{"txt": "a"}', r'a\.jsonl, line 2: no "text"'),
-        ("a.jsonl", b'{"text": ["a"]}', r'a\.jsonl, line 1: no "text"'),
+        ("a.jsonl", b'{"text": ["a"]}', r'a\.jsonl, line 1: "text" must be a text'),
         ("a.jsonl", b'"text"', r'a\.jsonl, line 1: no "text"'),
         (
             "a.jsonl",

@@ -113,7 +113,7 @@ def test_load_what_is_not_a_tokenizer(tmp_path: Path, content: bytes):
 
 
 def test_load_nothing(tmp_path: Path):
-    with pytest.raises(InputError, match="No such file or directory; give 'bpe' or a tokenizer.json"):
+    with pytest.raises(InputError, match="No such file or directory; give 'bpe', 'words' or a tokenizer.json"):
         bpe.load(str(tmp_path / "none.json"), 40)
 
 

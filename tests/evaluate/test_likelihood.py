@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from jaxsat.config import InputError
+from jaxsat.corpus import Pair, encode_pairs
 from jaxsat.corpus.tokenizer import begin_ids
-from jaxsat.evaluate import Pair, encode_pairs, likelihood, log_likelihoods
+from jaxsat.evaluate import likelihood, log_likelihoods
 
 RNG = np.random.default_rng(0)
 

@@ -5,7 +5,8 @@ from scipy import stats
 from tokenizers import Tokenizer, models
 
 from jaxsat.config import InputError
-from jaxsat.evaluate import encode_pairs, items_of, score
+from jaxsat.corpus import encode_pairs
+from jaxsat.evaluate import items_of, score
 from jaxsat.evaluate.scoring import student, summary, wilson
 
 RNG = np.random.default_rng(0)

@@ -199,9 +199,9 @@ class SignalAtBatch:
 def test_preempted_again_and_again_ends_in_the_same_numbers(trained, tiny_pack, tiny_corpus, tmp_path):
     n, stops = random.randint(40, 120), []
     while not stops or stops[-1] < 60:
-        rows_RxT1 = SignalAtBatch(tiny_corpus.train_RxT1, n)
+        rows_RxT1 = SignalAtBatch(tiny_corpus.train[0], n)
         try:
-            train_pack(tiny_pack, dataclasses.replace(tiny_corpus, train_RxT1=rows_RxT1), tmp_path)
+            train_pack(tiny_pack, dataclasses.replace(tiny_corpus, train=(rows_RxT1,)), tmp_path)
             stops.append(60)
         except Preempted as e:
             with Store(tmp_path / "checkpoints" / tiny_pack.id) as store:

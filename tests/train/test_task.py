@@ -7,11 +7,11 @@ import pytest
 
 from jaxsat import model
 from jaxsat.checkpoints import Store, load_run
-from jaxsat.config import ModelConfig, Run, TrainConfig, override
+from jaxsat.config import InputError, ModelConfig, Run, TrainConfig, override
 from jaxsat.measure import Measure
 from jaxsat.measure.packs import measured
 from jaxsat.sweep import Pack
-from jaxsat.train import Task, read_metrics, train_pack, train_run
+from jaxsat.train import LANGUAGE_MODEL, Task, own_samples, read_metrics, train_pack, train_run
 
 SLOPES = np.array([1.0, -2.0, 0.5, 0.0], np.float32)
 
@@ -34,25 +34,6 @@ def squared_error(config, params, zeros_Bx1, key, remat):
 
 
 TWO_LAYERS = Task(draw, squared_error, reads=False)
-
-
-def own_samples(config, params, rows_BxT1, key, remat):
-    """Half of the batch are continuations, by the model itself, of the first tokens of its rows."""
-    real_BxT1, seeds_BxT1 = jnp.split(rows_BxT1, 2)
-    frozen = jax.lax.stop_gradient(params)
-
-    def extend(row_BxT1, t):
-        logits_BxTxV = model.logits(config, frozen, row_BxT1[:, :-1])
-        drawn_B = jax.random.categorical(jax.random.fold_in(key, t), logits_BxTxV[:, t])
-        return row_BxT1.at[:, t + 1].set(drawn_B.astype(row_BxT1.dtype)), None
-
-    own_BxT1, _ = jax.lax.scan(extend, seeds_BxT1, jnp.arange(3, rows_BxT1.shape[1] - 1))
-    h_BxTxD, _ = model.hidden(config, params, jnp.concatenate([real_BxT1, own_BxT1])[:, :-1], remat)
-    targets_BxT = jnp.concatenate([real_BxT1, own_BxT1])[:, 1:]
-    return model.heads.loss(config, params, h_BxTxD, targets_BxT)
-
-
-SELF_TRAINED = Task(model.init, own_samples)
 
 
 @pytest.fixture(scope="module")
@@ -112,15 +93,30 @@ def test_it_is_measured_like_any_other(runs, out, traced):
 
 
 def test_a_model_trains_on_its_own_samples(tiny_run, tiny_corpus, tmp_path):
-    run = override(tiny_run, {"task": "own", "train.steps": 12})
-    train_pack(Pack((run,)), tiny_corpus, tmp_path, task=SELF_TRAINED)
+    run, task = override(tiny_run, {"task": "own", "train.steps": 12}), own_samples(0.5)
+    train_pack(Pack((run,)), tiny_corpus, tmp_path, task=task)
     whole = losses(read_metrics(tmp_path / "runs" / run.id))
     assert len(whole) == 12 and np.isfinite(whole).all()
-    (tmp_path / "again").mkdir()
     with Store(tmp_path / "checkpoints" / run.id, writable=True) as store:
         (store.directory / "12").rmtree()
-    train_pack(Pack((run,)), tiny_corpus, tmp_path, task=SELF_TRAINED)
+    train_pack(Pack((run,)), tiny_corpus, tmp_path, task=task)
     assert losses(read_metrics(tmp_path / "runs" / run.id)) == whole
     plain, _ = train_run(override(run, {"task": ""}), tiny_corpus)
     _, own = load_run(tmp_path, run.id, 12)
     assert not np.array_equal(plain["embedding"], own["embedding"])
+
+
+def test_own_samples_are_what_the_model_writes():
+    """A model that is sure of its next token: the loss of its own rows is near nothing, that of others is not."""
+    config = ModelConfig(depth=1, width=16, heads=1, context=12, vocab_size=16)
+    params = jax.tree.map(jnp.zeros_like, model.init(config, jax.random.key(0)))
+    params["embedding"], params["final_norm"]["scale"] = jnp.eye(16), jnp.ones(16)
+    params["head"]["kernel"] = 9 * jnp.roll(jnp.eye(16), 1, axis=1)  # token i is followed by i + 1
+    rows_BxT1 = jnp.zeros((4, 13), jnp.int32)
+    loss = lambda share: float(own_samples(share).loss(config, params, rows_BxT1, jax.random.key(0), "none"))
+    others = float(LANGUAGE_MODEL.loss(config, params, rows_BxT1, jax.random.key(0), "none"))
+    assert loss(1.0) < 1e-3 and loss(0.5) == pytest.approx(others / 2, rel=1e-3) and others > 10
+    assert own_samples(0.5) == own_samples(0.5) != own_samples(1.0)
+    for share in (0.0, 1.5):
+        with pytest.raises(InputError, match="share of a batch must be above 0, and 1 at most"):
+            own_samples(share)
