@@ -10,7 +10,7 @@ from jaxsat import interop
 from jaxsat.config import InputError
 from jaxsat.interop import tensors
 from jaxsat.interop.families import canonical
-from jaxsat.interop.source import as_float32
+from jaxsat.interop.source import _widened
 from tests.interop.conftest import FAMILIES, change, draw, same
 
 library = pytest.importorskip("safetensors.numpy", reason="not installed: pip install 'jaxsat[bench]'")
@@ -113,11 +113,18 @@ def test_halves_become_float32_exactly(llama_folder, dtype):
 
 def test_every_half_is_widened_exactly():
     every = np.arange(2**16, dtype=np.uint16).view(np.float16)
-    finite = every[np.isfinite(every)]
-    as_bits = lambda x: x.astype(np.float32).view(np.uint32)
-    np.testing.assert_array_equal(as_float32(finite).view(np.uint32), as_bits(finite))
-    np.testing.assert_array_equal(as_float32(every), every.astype(np.float32))
-    assert as_float32(every[:0]).shape == (0,) and as_float32(np.float16([[1, 2]]).T).tolist() == [[1], [2]]
+    expected, found = every.astype(np.float32), np.asarray(_widened(every))
+    same_bits = expected.view(np.uint32) == found.view(np.uint32)
+    assert (same_bits | np.isnan(expected) & np.isnan(found)).all()
+
+
+def test_layers_of_different_types_are_stacked(llama_folder):
+    arrays = load(llama_folder)
+    mixed = {key: x.astype(np.float16 if "layers.0." in key else np.float32) for key, x in arrays.items()}
+    save(llama_folder, mixed)
+    found = interop.open(llama_folder).params()
+    save(llama_folder, {key: x.astype(np.float32) for key, x in mixed.items()})
+    same(found, interop.open(llama_folder).params())
 
 
 def test_tensors_of_other_types_are_refused_by_name(llama_folder):
