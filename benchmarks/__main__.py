@@ -1,7 +1,8 @@
 """Runs the benchmarks: python -m benchmarks [name ...]; without a name, all of them.
 
-Prints a table and writes benchmarks/latest.json: a list of {name, ours, rival, ratio, unit, detail}, larger ratios
-better for us. A benchmark whose extra packages are missing is skipped with a line that says so.
+Prints a table and puts the entries into benchmarks/latest.json in place of those of the same name and shape: a list of
+{name, shape, ours, rival, unit, ratio, target, detail}, larger ratios better for us; target: of the ratio. A benchmark
+whose extra packages are missing is skipped with a line that says so.
 """
 
 import importlib
@@ -41,7 +42,9 @@ def main(names: list[str]) -> int:
             table.add_row(e["name"], *numbers, e["unit"])
             console.print(f"  {e['name']}, ratio {e['ratio']:.2f}: {e['detail']}", markup=False, highlight=False)
     console.print(table)
-    (HERE / "latest.json").write_text(json.dumps(entries, indent=1) + "\n")
+    path = HERE / "latest.json"
+    of = {(e["name"], e["shape"]): e for e in [*json.loads(path.read_text()), *entries]}
+    path.write_text(json.dumps([of[key] for key in sorted(of)], indent=1) + "\n")
     return 0
 
 

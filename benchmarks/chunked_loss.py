@@ -31,7 +31,8 @@ def bench() -> list[dict]:
             "rival": mib["plain"],
             "ratio": mib["plain"] / mib["chunked"],
             "unit": "MiB",
-            "detail": f"B={B}, T={T}, R={R}, V={V}, float32, {jax.default_backend()}; all logits are "
-            f"{4 * B * T * V / 2**20:.0f} MiB; target 2",
+            "shape": f"B={B}, T={T}, R={R}, V={V}, float32",
+            "target": 2,
+            "detail": f"{jax.default_backend()}; all logits are {4 * B * T * V / 2**20:.0f} MiB",
         }
     ]

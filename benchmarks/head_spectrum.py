@@ -43,7 +43,9 @@ def bench() -> list[dict]:
             "rival": rival,
             "ratio": rival / ours[1],
             "unit": "s",
-            "detail": f"V={V}, d={D}, float32, condition number 1e4, {ROUNDS} rounds; worst errors: {accuracy}",
+            "shape": f"V={V}, d={D}, float32, condition number 1e4",
+            "target": None,
+            "detail": f"{ROUNDS} rounds; worst errors: {accuracy}",
         }
         for name, rival in rivals
     ]

@@ -51,8 +51,9 @@ def bench() -> list[dict]:
                     "rival": seconds["safetensors"],
                     "ratio": seconds["safetensors"] / seconds["jaxsat"],
                     "unit": "s",
-                    "detail": f"{size / 1e6:.0f} MB of {dtype.__name__}, L=12, d=768, V=50304; {speeds}; "
-                    f"{os.cpu_count()} cores; target 0.6",
+                    "shape": f"{size / 1e6:.0f} MB of {dtype.__name__}, L=12, d=768, V=50304",
+                    "target": 0.6,
+                    "detail": f"{speeds}; {os.cpu_count()} cores",
                 }
             )
     return entries

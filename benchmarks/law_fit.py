@@ -53,12 +53,13 @@ def measure(source: str) -> dict:
     ]
     ours, whole, grid, resamples = map(statistics.median, zip(*rounds))
     detail = (
-        f"{len(loss)} rows, {STARTS} starts, {RESAMPLES} resamples, {ROUNDS} rounds; objective "
-        f"{fitted.objective:.8f}; fit with profiles of all constants {whole:.2f} s, {first:.1f} s with compile; rival "
+        f"{ROUNDS} rounds; objective {fitted.objective:.8f}; "
+        f"fit with profiles of all constants {whole:.2f} s, {first:.1f} s with compile; rival "
         f"{grid:.0f} s of grid and {resamples:.0f} s of bootstrap, extrapolated"
     )
     times = {"ours": ours, "rival": grid + resamples, "ratio": (grid + resamples) / ours}
-    return {"name": "law_fit_vs_scipy_loop", **times, "unit": "s", "detail": detail}
+    shape = f"{len(loss)} rows, {STARTS} starts, {RESAMPLES} resamples"
+    return {"name": "law_fit_vs_scipy_loop", "shape": shape, **times, "unit": "s", "target": 100, "detail": detail}
 
 
 def protocol(n, d, loss, seed) -> float:

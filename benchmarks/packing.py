@@ -75,8 +75,10 @@ def bench() -> list[dict]:
                     "rival": statistics.median(solo),
                     "ratio": statistics.median(packed) / statistics.median(solo),
                     "unit": "k tokens/s",
-                    "detail": f"d={width}, K={K}, V=1024, B=16, T=64, target {TARGETS[width]}; ratios of {ROUNDS} "
-                    f"rounds {ratios[0]:.2f}-{ratios[-1]:.2f}; solo {statistics.median(here):.0f} on one of two devices"
+                    "shape": f"d={width}, K={K}, V=1024, B=16, T=64",
+                    "target": TARGETS[width],
+                    "detail": f"ratios of {ROUNDS} rounds {ratios[0]:.2f}-{ratios[-1]:.2f}; "
+                    f"solo {statistics.median(here):.0f} on one of two devices"
                     f", {statistics.median(alone):.0f} on the only one; {os.cpu_count()} cores",
                 }
             )
