@@ -53,8 +53,10 @@ def compared() -> list[dict]:
     medians = median_seconds(solvers, ROUNDS)
     gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather", program.as_text())
     received = sum(math.prod(map(int, shape.split(","))) for shape in gathered)
-    detail = f"{ROUNDS} rounds; a device is sent {received:,} numbers, gathering {V * D:,}; "
-    f"errors {errors['ours']:.0e} and {errors['rival']:.0e}"
+    detail = (
+        f"{ROUNDS} rounds; a device is sent {received:,} numbers, gathering {V * D:,}; errors {errors['ours']:.0e} and "
+        f"{errors['rival']:.0e}"
+    )
     ratio = medians["rival"] / medians["ours"]
     shape = f"V={V}, d={D}, float32, condition number 1e4, {len(jax.devices())} CPU devices"
     said = {"unit": "s", "shape": shape, "target": None, "detail": detail}
