@@ -3,18 +3,15 @@
 import functools
 import math
 import sys
-from typing import TYPE_CHECKING
 
 import grain
 import numpy as np
 
 from jaxsat.config import MIXED, InputError
-
-if TYPE_CHECKING:
-    from jaxsat.corpus.rows import Corpus
+from jaxsat.corpus.rows import Corpus, shares
 
 
-def batch_at(corpus: "Corpus", seed: int, i: int, batch_size: int, rows: slice = slice(None)) -> np.ndarray:
+def batch_at(corpus: Corpus, seed: int, i: int, batch_size: int, rows: slice = slice(None)) -> np.ndarray:
     """Batch `i` of an endless sequence: int32 (B_local, T + 1). Of one text it is epochs, each all rows once in an
     order of its own; of several each MIXED rows in a row have of every text its share, in an order of their own, and
     each text goes through its own epochs.
@@ -40,20 +37,12 @@ def batch_at(corpus: "Corpus", seed: int, i: int, batch_size: int, rows: slice =
 
 
 def batches(
-    corpus: "Corpus", seed: int, batch_size: int, start: int = 0, rows: slice = slice(None)
+    corpus: Corpus, seed: int, batch_size: int, start: int = 0, rows: slice = slice(None)
 ) -> grain.DatasetIterator:
     """Batches `start`, `start` + 1, ... without end, read ahead by a thread that `.close()` stops; see `batch_at`."""
     batch_at(corpus, seed, start, batch_size, rows)  # errors here, not in the thread
     source = grain.MapDataset.range(start, sys.maxsize).map(lambda i: batch_at(corpus, seed, i, batch_size, rows))
     return iter(source.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)))
-
-
-def shares(weights: tuple[float, ...], n: int) -> np.ndarray:
-    """n whole things dealt out by weight: the nearest whole numbers that add up to n."""
-    exact = np.array(weights) / sum(weights) * n
-    counts = np.floor(exact + 1e-9).astype(int)
-    counts[np.argsort(counts - exact, kind="stable")[: n - counts.sum()]] += 1
-    return counts
 
 
 def _mixed(weights: tuple[float, ...], n_B: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,6 @@ from jaxsat.corpus import tokenizer as bpe
 from jaxsat.corpus.documents import TextPair, content_id, documents, fingerprint, label
 from jaxsat.corpus.documents import at_hand as documents_at_hand
 from jaxsat.corpus.editions import cache_dir, using_cache
-from jaxsat.corpus.order import shares
 from jaxsat.corpus.pairs import encode_pairs, lengths_of, pack
 
 RULES = 2  # how files are read, documents held out, rows cut and written: part of the cache's key and the identity
@@ -124,6 +123,14 @@ def at_hand(data: DataConfig) -> list[str | None]:
     of_file = _sha256(tokenizer.read_bytes()) if tokenizer.is_file() else None
     trained = data.tokenizer in bpe.TRAINED
     return [*map(documents_at_hand, (*data.corpus, *data.heldout)), data.tokenizer if trained else of_file]
+
+
+def shares(weights: tuple[float, ...], n: int) -> np.ndarray:
+    """n whole things dealt out by weight: the nearest whole numbers that add up to n."""
+    exact = np.array(weights) / sum(weights) * n
+    counts = np.floor(exact + 1e-9).astype(int)
+    counts[np.argsort(counts - exact, kind="stable")[: n - counts.sum()]] += 1
+    return counts
 
 
 def _write(directory: Path, data: DataConfig, vocab_size: int, progress: Progress) -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from jaxsat.corpus import Corpus, batch_at, batches, prepare
-from jaxsat.corpus.order import shares, shuffled
+from jaxsat.corpus.order import shuffled
+from jaxsat.corpus.rows import shares
 
 WORDS = ["sun", "moon", "stars", "sea", "stone", "tree", "river", "and", "the", "of"]
 
