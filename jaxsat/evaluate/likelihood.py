@@ -1,5 +1,6 @@
 """log P of continuations given their contexts, in few compiled programs."""
 
+import bisect
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from jaxsat.corpus.pairs import Pair
 from jaxsat.evaluate.scores import BLOCK_TOKENS, exact
 
 CHUNK = 256  # targets whose logits are held at once
+WIDTH = 128  # of a row of tries at least
 
 
 class LogLikelihoods(NamedTuple):
@@ -22,8 +24,8 @@ class LogLikelihoods(NamedTuple):
 
 
 def log_likelihoods(config: ModelConfig, params: model.Params, pairs: Sequence[Pair]) -> LogLikelihoods:
-    """Of every pair. Rows of like length run together, padded to few lengths, so that there are few programs; a row
-    that begins another one (the options of one token after one context are all one row) is not run by itself.
+    """Of every pair. What several begin with (the context of a choice's options, two texts up to where they differ) is
+    read once; rows of a few widths, each full of such tries, run together, so that there are few programs.
 
     Raises InputError for ids that are not the model's, pairs longer than its context, and empty parts.
     """
@@ -34,39 +36,41 @@ def log_likelihoods(config: ModelConfig, params: model.Params, pairs: Sequence[P
         if len(row) > config.context + 1:
             raise InputError(f"a pair of {len(row)} tokens: model.context = {config.context} takes one more at most")
         check_ids(config, row)
-    inputs, place_N = _without_beginnings([row[:-1] for row in rows])
-    targets: list[list[int]] = [[] for _ in inputs]  # pairs of each row of inputs
-    for n, place in enumerate(place_N):
-        targets[place].append(n)
     found = []
-    for width, places in _buckets(config, inputs):
-        size = min(max(1, BLOCK_TOKENS // width), 1 << (len(places) - 1).bit_length())
-        for i in range(0, len(places), size):
-            block = places[i : i + size]
-            tokens_BxT = np.zeros((size, width), np.int32)
-            for b, place in enumerate(block):
-                tokens_BxT[b, : len(inputs[place])] = inputs[place]
-            asked = [
-                (n, b * width + len(pairs[n].context) - 1 + t, target)
-                for b, place in enumerate(block)
-                for n in targets[place]
-                for t, target in enumerate(pairs[n].continuation)
-            ]
-            n_Q, at_Q, target_Q = np.array(asked, np.int32).T
-            padded = np.zeros((2, max(CHUNK // 4, 1 << (len(n_Q) - 1).bit_length())), np.int32)
-            padded[:, : len(n_Q)] = at_Q, target_Q
-            found.append((n_Q, _targets(config, params, _hidden(config, params, tokens_BxT), *padded)))
+    for width, lines in _lines(config, _tries(config, [row[:-1] for row in rows])):
+        size = min(max(1, BLOCK_TOKENS // width), 1 << (len(lines) - 1).bit_length())
+        for i in range(0, len(lines), size):
+            # Padding is as deep as a root, and so sees itself alone: no softmax is over nothing.
+            tokens_N, depth_N = np.zeros((2, size * width), np.int32)
+            n_A, at_A, target_A = [], [], []
+            for b, line in enumerate(lines[i : i + size]):
+                start = b * width
+                for trie in line:
+                    here = slice(start, start + len(trie.tokens))
+                    tokens_N[here], depth_N[here] = trie.tokens, trie.depths
+                    for n, column_T in trie.columns:
+                        context, continuation = pairs[n]
+                        n_A += [n] * len(continuation)
+                        at_A.append(start + column_T[len(context) - 1 :])
+                        target_A += continuation
+                    start = here.stop
+            # What pairs have in common is also asked once.
+            asked_Q, of_A = np.unique(np.concatenate(at_A) * config.vocab_size + target_A, return_inverse=True)
+            padded = np.zeros((2, max(CHUNK // 4, 1 << (len(asked_Q) - 1).bit_length())), np.int32)
+            padded[:, : len(asked_Q)] = np.divmod(asked_Q, config.vocab_size)
+            h_BxTxD = _hidden(config, params, tokens_N.reshape(size, width), depth_N.reshape(size, width))
+            found.append((np.array(n_A), of_A, _targets(config, params, h_BxTxD, *padded)))
     nats_N, greedy_N = np.zeros(len(rows)), np.ones(len(rows), bool)
-    for n_Q, (log_p_Q, likeliest_Q) in jax.device_get(found):
-        np.add.at(nats_N, n_Q, np.float64(log_p_Q[: len(n_Q)]))
-        np.logical_and.at(greedy_N, n_Q, likeliest_Q[: len(n_Q)])
+    for n_A, of_A, (log_p_Q, likeliest_Q) in jax.device_get(found):
+        np.add.at(nats_N, n_A, np.float64(log_p_Q)[of_A])
+        np.logical_and.at(greedy_N, n_A, likeliest_Q[of_A])
     return LogLikelihoods(nats_N, greedy_N)
 
 
 @functools.partial(jax.jit, static_argnames="config")
 @exact()
-def _hidden(config: ModelConfig, params: model.Params, tokens_BxT: jax.Array) -> jax.Array:
-    return model.hidden(config, params, tokens_BxT)[0]
+def _hidden(config: ModelConfig, params: model.Params, tokens_BxT: jax.Array, depth_BxT: jax.Array) -> jax.Array:
+    return model.hidden(config, params, tokens_BxT, depth_BxT=depth_BxT)[0]
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -87,17 +91,6 @@ def _targets(
     return jax.tree.map(jnp.ravel, jax.lax.map(chunk, chunks))
 
 
-def _without_beginnings(rows: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
-    """(the rows that begin no other one, the place among them of each row or of the one that it begins)."""
-    kept: list[tuple[int, ...]] = []
-    place = [0] * len(rows)
-    for n in sorted(range(len(rows)), key=rows.__getitem__, reverse=True):  # what it begins stands next to it
-        if not kept or kept[-1][: len(rows[n])] != rows[n]:
-            kept.append(rows[n])
-        place[n] = len(kept) - 1
-    return kept, place
-
-
 def check_ids(config: ModelConfig, row: Sequence[int]) -> None:
     """Raises InputError for ids that are not the model's: a look-up would take another row without a word."""
     if not 0 <= min(row) <= max(row) < config.vocab_size:
@@ -111,9 +104,57 @@ def padded_length(n: int) -> int:
     return power * 3 // 4 if n <= power * 3 // 4 and power > 16 else power
 
 
-def _buckets(config: ModelConfig, rows: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
-    """[(padded length, places of its rows)], the longest first."""
-    buckets: dict[int, list[int]] = {}
-    for place in sorted(range(len(rows)), key=lambda place: -len(rows[place])):
-        buckets.setdefault(min(padded_length(len(rows[place])), config.context), []).append(place)
-    return list(buckets.items())
+class _Trie(NamedTuple):
+    """Rows that begin alike, each beginning once, in depth-first order."""
+
+    tokens: list[int]
+    depths: list[int]
+    columns: list[tuple[int, np.ndarray]]  # (n, where the tokens of row n are)
+
+
+def _tries(config: ModelConfig, rows: Sequence[tuple[int, ...]]) -> list[_Trie]:
+    """Tries of all rows, each of as many tokens as `_widest` at most. One that is wider than `WIDTH` is worth its
+    attention only where more than half of a row is shared: others begin another one."""
+    ids = [np.array(row, np.int32) for row in rows]
+    tries: list[_Trie] = []
+    before, column_T = np.zeros((2, 0), np.int64)
+    for n in sorted(range(len(rows)), key=lambda n: ids[n].tobytes()):  # what begins alike stands together
+        size, length = len(tries[-1].tokens) if tries else 0, len(rows[n])
+        shared = _alike(before, ids[n])
+        if not shared or size + length - shared > (_widest(config) if 2 * shared > length else WIDTH):
+            tries.append(_Trie([], [], []))
+            size, shared = 0, 0
+        tries[-1].tokens.extend(rows[n][shared:])
+        tries[-1].depths.extend(range(shared, length))
+        column_T = np.concatenate([column_T[:shared], np.arange(size, size + length - shared)])
+        tries[-1].columns.append((n, column_T))
+        before = ids[n]
+    return tries
+
+
+def _alike(a_T: np.ndarray, b_T: np.ndarray) -> int:
+    """How many tokens both begin with."""
+    n = min(len(a_T), len(b_T))
+    return int(np.append(a_T[:n] != b_T[:n], True).argmax())
+
+
+def _widest(config: ModelConfig) -> int:
+    return max(WIDTH, 2 * config.context)
+
+
+def _lines(config: ModelConfig, tries: Sequence[_Trie]) -> list[tuple[int, list[list[_Trie]]]]:
+    """[(width, lines of this width)]: each trie, the longest first, in the fullest line that has room for it."""
+    of_width: dict[int, list[list[_Trie]]] = {}
+    lines: list[list[_Trie]] = []
+    rooms: list[tuple[int, int]] = []  # (room in it, number of a line), ascending
+    for trie in sorted(tries, key=lambda trie: -len(trie.tokens)):
+        size = len(trie.tokens)
+        if (enough := bisect.bisect_left(rooms, (size,))) < len(rooms):
+            room, number = rooms.pop(enough)
+        else:
+            room, number = min(max(WIDTH, padded_length(size)), _widest(config)), len(lines)
+            lines.append([])
+            of_width.setdefault(room, []).append(lines[number])
+        lines[number].append(trie)
+        bisect.insort(rooms, (room - size, number))
+    return list(of_width.items())

@@ -23,7 +23,7 @@ from jaxsat.config import ModelConfig
 from jaxsat.model import heads
 from jaxsat.model.attention import attend_cached, attention
 from jaxsat.model.heads import Head, Params, small
-from jaxsat.model.marked import places
+from jaxsat.model.marked import ends, places
 from jaxsat.model.sharding import constrain, look_up, platform
 
 
@@ -185,12 +185,18 @@ class Transformer(nnx.Module):
         return x
 
     def __call__(
-        self, tokens_BxT: jax.Array, remat: str = "none", segment_BxT: jax.Array | None = None
+        self,
+        tokens_BxT: jax.Array,
+        remat: str = "none",
+        segment_BxT: jax.Array | None = None,
+        depth_BxT: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         c, (n_rows, n_positions) = self.config, tokens_BxT.shape
         positions_BxT, attend = None, attention
         if segment_BxT is not None:
             positions_BxT, attend = places(segment_BxT), functools.partial(attention, segment_BxT=segment_BxT)
+        if depth_BxT is not None:
+            positions_BxT, attend = depth_BxT, functools.partial(attention, end_BxT=ends(depth_BxT))
         x = self.embed(tokens_BxT, positions_BxT)
         graphdef, blocks = nnx.split(self.blocks)
 
@@ -295,15 +301,18 @@ def hidden(
     tokens_BxT: jax.Array,
     remat: str = "none",
     segment_BxT: jax.Array | None = None,
+    depth_BxT: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(h_BxTxD after the final norm, residual stream x_(L+1)xBxTxD: the embedding's output, then after each block).
 
     `remat`: what a backward pass computes again: "none"; "dots", all but the products with weights; "full", each block.
     segment_BxT: ascending numbers in a row, of which each stands as if it were alone, its first position 0.
+    depth_BxT: instead, of texts that share their beginnings: trees in depth-first order, roots at depth 0. A token
+    stands after its ancestors alone, at the position of its depth; so rows may be longer than the context.
     """
     graphdef, state = _abstract(config)
     nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graphdef, state)(tokens_BxT, remat, segment_BxT)
+    return nnx.merge(graphdef, state)(tokens_BxT, remat, segment_BxT, depth_BxT)
 
 
 def logits(config: ModelConfig, params: Params, tokens_BxT: jax.Array) -> jax.Array:

@@ -1,15 +1,15 @@
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import log_softmax
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from jaxsat.config import InputError
+from jaxsat.config import InputError, ModelConfig
 from jaxsat.corpus import Pair, encode_pairs
 from jaxsat.corpus.tokenizer import begin_ids
 from jaxsat.evaluate import likelihood, log_likelihoods
+from tests.evaluate.conftest import SMALL, draw, uncached_logits
 
 RNG = np.random.default_rng(0)
 
@@ -52,30 +52,90 @@ def test_neither_order_nor_company_nor_the_size_of_blocks_changes_anything(small
     np.testing.assert_allclose(alone.nats_N, found.nats_N[:1], rtol=1e-5)
 
 
-def test_few_programs_serve_all_lengths(small, pairs, monkeypatch):
-    shapes = set()
+ALIKE = [
+    *(Pair([3, 1, 4, 1, 5], option) for option in ([2, 6], [2, 6, 5], [2], [7, 2], [2, 6])),  # one is two others' begin
+    *(Pair([0], rest) for rest in ([1, 2, 3, 4], [1, 2, 4, 3], [2, 1, 3, 4], [1])),  # minimal pairs after a begin
+    *(Pair([9] * 36, option) for option in ([1, 2, 3, 4, 5], [1, 2, 3, 5, 4], [1], [9, 9, 9, 9, 9])),
+    *(Pair([1], [9] * 39 + [last]) for last in (8, 9)),  # as long as the context
+    Pair([9], [9] * 3),
+    *(Pair(RNG.integers(0, 3, a).tolist(), RNG.integers(0, 3, b).tolist()) for a, b in RNG.integers(1, 20, (60, 2))),
+]
+
+
+@pytest.mark.parametrize("switches, width", [
+    ({"positions": "rotary", "rotary_fraction": 0.5, "kv_heads": 1}, 128),
+    ({"positions": "learned", "norm": "layer", "bias": True, "parallel_residual": True}, 128),
+    ({"positions": "learned"}, 16),  # tries that are wider, and some that are split
+    ({"positions": "rotary", "scan_layers": True}, 128),
+])  # fmt: skip
+def test_beginnings_read_once_change_nothing(switches, width, monkeypatch):
+    monkeypatch.setattr(likelihood, "WIDTH", width)
+    config = ModelConfig(depth=2, width=16, heads=2, context=40, vocab_size=10, **switches)
+    params = draw(config)
+    logits_of = uncached_logits(config, params)
+
+    def alone(context: list[int], continuation: list[int]) -> float:
+        logits_TxV = logits_of([*context, *continuation][:-1])[len(context) - 1 :]
+        return log_softmax(logits_TxV, axis=1)[range(len(continuation)), continuation].sum()
+
+    expected = [alone(*pair) for pair in ALIKE]
+    assert np.std(expected) > 5
+    np.testing.assert_allclose(log_likelihoods(config, params, ALIKE).nats_N, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def shapes(monkeypatch) -> list[tuple[int, int]]:
+    """Of the blocks that are read."""
+    found: list[tuple[int, int]] = []
     monkeypatch.setattr(
-        likelihood, "_hidden", lambda *args, f=likelihood._hidden: shapes.add(args[2].shape) or f(*args)
+        likelihood, "_hidden", lambda *args, f=likelihood._hidden: found.append(args[2].shape) or f(*args)
     )
+    return found
+
+
+def test_few_programs_serve_all_lengths(small, shapes):
     log_likelihoods(*small, [Pair([1], [2] * n) for n in range(1, 40) for _ in range(9)])
-    assert {width for _, width in shapes} == {40}, "rows that begin another row are that row"
+    assert shapes == [(1, 128)], "rows that begin another row are a part of it"
     log_likelihoods(*small, [Pair([1], RNG.integers(0, 64, n).tolist()) for n in range(1, 40) for _ in range(9)])
-    assert {width for _, width in shapes} == {16, 24, 32, 40} and len(shapes) <= 5
+    assert set(shapes) == {(1, 128), (8, 128)}
+
+
+def test_the_context_of_a_choice_is_read_once(small, shapes):
+    contexts, options = RNG.integers(0, 64, (25, 30)).tolist(), RNG.integers(0, 64, (25, 4, 6)).tolist()
+    log_likelihoods(*small, [Pair(context, option) for context, four in zip(contexts, options) for option in four])
+    n_rows = sum(n for n, _ in shapes)
+    assert {width for _, width in shapes} == {128} and n_rows <= 16  # two of 30 + 4 x 5 tokens a row; alone 28 rows
+
+
+ROWS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=40).map(tuple), min_size=1)
+NESTED = ROWS.map(lambda rows: [rows[0][: len(row)] + row for row in rows])  # many that share their beginnings
+
+
+@given(ROWS | NESTED.map(lambda rows: [row[:40] for row in rows]), st.sampled_from([8, 16, 128]))
+def test_tries_hold_every_row_and_every_beginning_once(rows, width):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(likelihood, "WIDTH", width)
+        tries = likelihood._tries(SMALL, rows)
+        lines = likelihood._lines(SMALL, tries)
+    assert sorted(n for trie in tries for n, _ in trie.columns) == list(range(len(rows)))
+    for trie in tries:
+        assert len(trie.tokens) <= max(width, 80)
+        assert len(trie.tokens) == len({rows[n][: i + 1] for n, _ in trie.columns for i in range(len(rows[n]))})
+        for n, column_T in trie.columns:
+            assert tuple(trie.tokens[column] for column in column_T) == rows[n]
+            path: list[int] = []  # the last node of each depth, up to the row's last
+            for column, depth in enumerate(trie.depths[: column_T[-1] + 1]):
+                path[depth:] = [column]
+            assert path == column_T.tolist()
+    laid = [trie for _, of_width in lines for line in of_width for trie in line]
+    assert sorted(map(id, laid)) == sorted(map(id, tries))
+    for columns, of_width in lines:
+        assert all(0 < sum(len(trie.tokens) for trie in line) <= columns for line in of_width)
 
 
 @given(st.integers(1, 5000))
 def test_padding_is_a_third_at_most(n):
     assert n <= likelihood.padded_length(n) <= max(16, 1.5 * n)
-
-
-@given(st.lists(st.lists(st.integers(0, 2), max_size=5).map(tuple)))
-def test_a_row_is_kept_or_begins_a_kept_one(rows):
-    kept, place = likelihood._without_beginnings(rows)
-    assert set(kept) <= set(rows) and len(place) == len(rows)
-    for row, at in zip(rows, place):
-        assert kept[at][: len(row)] == row
-    for a, b in itertools.permutations(kept, 2):
-        assert b[: len(a)] != a
 
 
 @pytest.mark.parametrize(
