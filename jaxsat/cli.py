@@ -228,6 +228,10 @@ def _evaluate(command: Evaluate, console: Console) -> int:
     from jaxsat import evaluate, series
 
     items = [evaluate.read_items(file) for file in command.items]
+    names = [each.name for each in items]
+    if len(set(names)) < len(names):
+        again = next(name for i, name in enumerate(names) if name in names[:i])
+        raise InputError(f"--items: two files are called {again}, by which scores are told apart: rename one")
     frames = []
     for found in series.open_series(command.where, command.run, command.step):
         for step in found.steps if command.step or command.every else found.steps[-1:]:

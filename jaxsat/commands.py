@@ -195,7 +195,7 @@ class CorpusPrepare:
     """Build a corpus now, so that training need not."""
 
     name: Annotated[Positional[str], tyro.conf.arg(metavar="NAME|FILE")]
-    """A name from `jaxsat corpus list`, a TFDS name such as c4/en, or the path of a .txt or .jsonl file."""
+    """A name from `jaxsat corpus list`, a TFDS name such as c4/en, or the path of a .txt, .jsonl or .tsv file."""
 
 
 Corpus = Annotated[CorpusList, tyro.conf.subcommand("list")] | Annotated[CorpusPrepare, tyro.conf.subcommand("prepare")]

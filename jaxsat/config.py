@@ -331,7 +331,7 @@ def validate(run: Run) -> Run:
             f"data.weights = {d.weights} for data.corpus = {d.corpus}: must be as many as there are corpora, or none"
         )
     for weight in d.weights:
-        if not MIXED * weight >= sum(d.weights):
+        if not 0 < weight < math.inf or not sum(d.weights) < math.inf or MIXED * weight < sum(d.weights):
             raise InputError(f"data.weights = {d.weights}: must each be at least 1 / {MIXED} of their sum")
     return run
 

@@ -127,6 +127,8 @@ class Directory:
         parent = self.runs.get(start.run) or self.runs.get(Run(imported=Imported(start.run)).id)
         if parent is None:
             raise InputError(f"run {run.id} starts from run {start.run}, which is neither asked for nor in {self.path}")
+        if parent.imported.name and "optimizer" in start.kept:
+            raise InputError(f"run {run.id} keeps the optimizer of {start.run}: an import has parameters alone")
         if start.step not in parent.checkpoint_steps:
             steps = ", ".join(map(str, parent.checkpoint_steps))
             raise InputError(f"run {run.id} starts from step {start.step} of run {start.run}, which has steps {steps}")
@@ -138,9 +140,8 @@ class Directory:
         known = self.texts.setdefault(text_key(run), identity | {"at_hand": corpora.at_hand(run.data)})
         for key in ("content_hash", "tokenizer_hash", *identity):  # what a user knows first
             if identity[key] != (was := known.get(key)):
-                name = (
-                    ", ".join(run.data.corpus) if key != "tokenizer_hash" else f"data.tokenizer = {run.data.tokenizer}"
-                )
+                texts = ", ".join(run.data.corpus + run.data.heldout)
+                name = texts if key != "tokenizer_hash" else f"data.tokenizer = {run.data.tokenizer}"
                 raise InputError(
                     f"{name} is not what {self.path} was trained on: {key} is {identity[key]}, was {was}; put the old "
                     "one back, or choose another --out (`jaxsat report` needs no text)"
@@ -321,7 +322,7 @@ def runs_table(
             **{f"params.{kind}": counts.get(kind, float("nan")) for kind in ("total", "nonembedding", "head")},
             "train.steps": run.last_step,
             "tokens": tokens,
-            "epochs": tokens / text["train_tokens"] if text else float("nan"),
+            "epochs": tokens / text["train_tokens"] if text and not run.data.weights else float("nan"),
             "state": states[id].name,
             "part": ", ".join(part for part, members in parts.items() if id in members),
         }

@@ -60,7 +60,10 @@ def bring(
 def _named(names: Sequence[str]) -> list[Measure]:
     """The measures of these names; of an experiment's path, all of its."""
     if [name for name in names if name.endswith(".py")]:
-        return [m for name in names for m in experiments.load(name, "laptop").measures]
+        found = [m for name in names for m in experiments.load(name, "laptop").measures]
+        if best := [m.name for m in found if m.at == "best"]:
+            raise InputError(f"measure {best[0]!r} is of the best step, which is not known while steps come and go")
+        return found
     known = {m.name: m for m in measure.standard()}
     for name in names:
         if name not in known:
@@ -72,16 +75,44 @@ def resolve(directory: Directory, asked: Import) -> Run:
     """The run that an import is in a directory: what is there, and where its sources are at hand, what they add. Raises
     InputError for sources that are nowhere."""
     there = directory.runs.get(asked.id)
-    have = there.imported.steps if there else ()
+    have = {line["step"] for line in read_metrics(directory.path / "runs" / asked.id) if "hash" in line}
     try:
         steps = {*asked.found(), *have}
     except InputError:
-        if there is None or not set(asked.steps) <= {*have}:
+        if there is None or not have or not set(asked.steps) <= have:
             raise
-        steps = {*have}
-    if there:
-        return asked.run(there.model, steps)
+        steps = have
+    if there and have:
+        return _settled(asked, there, directory).run(there.model, steps)
     return asked.run(interop.peek(asked.found()[min(steps)]), steps)
+
+
+def _settled(asked: Import, there: Run, directory: Directory) -> Import:
+    """With what was told when its first steps were imported. Raises InputError for something else: their rows stand."""
+    told = {"tokens_per_step": there.tokens_per_step, "data": there.data}
+    unsaid = {"tokens_per_step": asked.tokens_per_step == 1, "data": not asked.data.corpus}
+    for key, was in told.items():
+        now = getattr(asked, key)
+        if not unsaid[key] and now != was and (key != "data" or was.corpus):
+            raise InputError(
+                f"{asked.name} was imported into {directory.path} with {key} = {was}, not {now}: leave it out, or give "
+                "the series another name"
+            )
+    return dataclasses.replace(asked, **{key: was for key, was in told.items() if unsaid[key]})
+
+
+def _known_text(directory: Directory, run: Run) -> corpora.Corpus | None:
+    """The text of an import, on every host; the directory gets to know it. Raises InputError for another."""
+    found: list[corpora.Corpus | None] = []
+
+    def prepare() -> None:
+        found.append(text(directory, run))
+        if found[0]:
+            directory.know_text(run, found[0])
+
+    hosts.one_after_the_other(prepare)
+    hosts.first(directory.save)
+    return found[0]
 
 
 def text(
@@ -108,7 +139,13 @@ def imported(
     log, pack = directory.path / "runs" / run.id, Pack((run,))
     lines = {line["step"]: line for line in read_metrics(log)}
     done = set(map(tuple, hosts.first(lambda: _seen(directory, run)))) if stream else set()
-    todo = {step: [(m, [run]) for m in stream if (step, m.key, m.version) not in done] for step in run.imported.steps}
+    at = lambda m: {"every": run.imported.steps, "last": run.imported.steps[-1:]}.get(m.at, m.at)
+    asked_of = lambda step: [m for m in stream if m.runs(run) and step in at(m)]
+    todo = {
+        step: [(m, [run]) for m in asked_of(step) if (step, m.key, m.version) not in done]
+        for step in run.imported.steps
+    }
+    corpus: corpora.Corpus | None = None
     mesh = make_mesh(pack, Layout(**hosts.first(lambda: dataclasses.asdict(pack_layout(pack, layout)))))
     with Store(directory.path / "checkpoints" / run.id, [run.id], writable=True) as store:
         here = lambda step: step in lines and (not todo[step] if stream else step in store.steps)
@@ -121,7 +158,8 @@ def imported(
                 lines[step] = _bring(asked, run, step, found[step], lines, mesh, store, log)
             rows = table.empty()
             if todo[step]:
-                ((_, rows),) = measured(pack, store, text(directory, run), {step: todo[step]}, layout, log.parent)
+                corpus = corpus or _known_text(directory, run)  # whose tokenizer comes with the first step
+                ((_, rows),) = measured(pack, store, corpus, {step: todo[step]}, layout, log.parent)
             yield i + 1, len(wanted), rows
 
             def note() -> None:

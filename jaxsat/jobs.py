@@ -23,7 +23,7 @@ from jaxsat.measure.packs import Todo
 from jaxsat.series import Import
 from jaxsat.stop import Stop
 from jaxsat.sweep import Pack, describe_packs, parents_first
-from jaxsat.train import LANGUAGE_MODEL, Task, train_pack
+from jaxsat.train import LANGUAGE_MODEL, Task, on_its_text, train_pack
 
 Progress = Callable[[str, float, str], None]  # (stage, fraction done of it, what)
 Done = set[tuple[str, int, str, int]]  # series, step, measure, version
@@ -173,6 +173,7 @@ class Jobs:
                 run, lambda done, total, what, i=i: progress("corpus", i / len(packs), f"{what} {done:,}")
             )
             if corpus:
+                on_its_text(run, self._task(run), corpus)
                 corpora.batch_at(corpus, run.order_seed, 0, run.train.batch_size)
         hosts.first(self.directory.save)
         if not all(hosts.together(lambda: self.directory.exists)):

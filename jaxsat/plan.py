@@ -241,7 +241,7 @@ def _serve(request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) ->
             gib=gib,
             estimate=here * model.step_bytes(m, rows, chosen, "tpu") / 2**30,
             flops=sum(run.tokens_per_step for run in pack.runs) * model.flops_per_token(m),
-            steps=sum(pack.runs[0].train.steps for pack in packs),
+            steps=sum(pack.runs[0].last_step - pack.runs[0].first_step for pack in packs),
             problem=problem,
         )
         answer(dataclasses.asdict(shape))

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from tokenizers import Tokenizer
 
 from jaxsat import evaluate, interop, model
 from jaxsat.checkpoints import Store, cut_head, find_run
-from jaxsat.config import DataConfig, Imported, InputError, ModelConfig, Run
+from jaxsat.config import DataConfig, Imported, InputError, ModelConfig, Run, validate
 from jaxsat.corpus import tokenizer as bpe
 from jaxsat.directory import Directory
 from jaxsat.measure import table
@@ -44,6 +46,11 @@ class Import:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"[\w.-]+", self.name):
             raise InputError(f"import {self.name!r}: a name is letters, digits, dots and dashes")
+        if self.tokens_per_step < 1:
+            raise InputError(f"import {self.name!r}: tokens_per_step = {self.tokens_per_step}: must be at least 1")
+        if len(set(self.steps)) < len(self.steps):
+            raise InputError(f"import {self.name!r}: step {self.steps[_again(self.steps)]} is given twice")
+        validate(Run(data=self.data, imported=Imported(self.name)))
 
     @property
     def id(self) -> str:
@@ -113,7 +120,7 @@ class Series:
             raise InputError(
                 f"{self.name} has no tokenizer.json: put the one it was trained with beside its config.json"
             )
-        return bpe.load(str(self.tokenizer_file), self.config.vocab_size)
+        return bpe.load(str(self.tokenizer_file), self.config.vocab_size, ends=False)
 
 
 def open_series(where: str, run: str | None = None, steps: Sequence[int] = ()) -> list[Series]:
@@ -123,7 +130,12 @@ def open_series(where: str, run: str | None = None, steps: Sequence[int] = ()) -
         if run is not None:
             raise InputError(f"{where} is no output directory: --run is of one")
         return [_theirs(where, tuple(steps))]
-    found = [_ours(epath.Path(where), id) for id in ([run] if run else Directory.open(where).runs)]
+    runs = Directory.open(where).runs
+    found = [_ours(epath.Path(where), id) for id in ([run] if run else runs)]
+    if not run:  # what can be asked: not what is still to come, was dropped, or is no language model
+        found = [s for s in found if s.steps and (not runs[s.id].task or s.tokenizer_file.exists())]
+    if not found or not found[0].steps:
+        raise InputError(f"{run or where} has no checkpoints of a language model: train it, or import it, first")
     for series in found:
         if missing := sorted(set(steps) - set(series.steps)):
             raise InputError(f"run {series.name} has no step {missing[0]}, only {', '.join(map(str, series.steps))}")
@@ -161,7 +173,7 @@ def _ours(out: epath.Path, id: str) -> Series:
 
     def params(step: int) -> model.Params:
         with Store(out / "checkpoints" / pack.id, alone=True) as store:
-            return cut_head(run.model, store.params_of(run.id, step))
+            return _finite(cut_head(run.model, store.params_of(run.id, step)), f"run {id}", step)
 
     folder = out / "checkpoints" / pack.id
     with Store(folder, alone=True) as store:
@@ -175,11 +187,17 @@ def _theirs(source: str, steps: tuple[int, ...]) -> Series:
 
     def params(step: int) -> model.Params:
         with opened(found[step]) as model_of_step:
-            return model_of_step.params()
+            return _finite(model_of_step.params(), source, step)
 
     with opened(next(iter(found.values()))) as first:
         config, tokenizer = first.config, first.tokenizer
     return Series(name_of(source), "", config, tuple(found), 1, params, tokenizer)
+
+
+def _finite(params: model.Params, who: str, step: int) -> model.Params:
+    if not all(bool(jnp.isfinite(w).all()) for w in jax.tree.leaves(params)):
+        raise InputError(f"{who} has parameters that are no numbers at step {step}, as when it diverged: ask another")
+    return params
 
 
 def _again(found: Sequence[object]) -> int:

@@ -39,6 +39,10 @@ class TextPair(NamedTuple):
         return self.source + following(self.source, self.target)
 
 
+class Units(str):
+    """Integers as words, which the tokenizer "words" takes one by one."""
+
+
 def following(context: str, text: str) -> str:
     """`text` as it stands after `context`: a space between them where neither side has white space."""
     bare = not context or context[-1].isspace()
@@ -175,6 +179,8 @@ def _record(where: str, line: str) -> tuple[str | None, str | TextPair]:
     except (ValueError, RecursionError) as e:  # a number of 5000 digits, brackets in brackets without end
         raise InputError(f"{where}: cannot be read ({e})") from None
     found = [key for key in ("text", "units", "source", "target") if isinstance(record, dict) and key in record]
+    if found in (["text", "source"], ["text", "target"]):  # where a text is from, in many a corpus
+        found = ["text"]
     if found not in (["text"], ["units"], ["source", "target"]):
         has = f"has {', '.join(found)}" if found else 'no "text"'
         raise InputError(
@@ -197,12 +203,11 @@ def _record(where: str, line: str) -> tuple[str | None, str | TextPair]:
     return texts["id"] or None, TextPair(texts["source"], texts["target"]) if len(found) == 2 else texts[found[0]]
 
 
-def _units(where: str, units: Any) -> str:
-    """As words, which the tokenizer "words" takes one by one."""
+def _units(where: str, units: Any) -> Units:
     wrong = [u for u in units if type(u) is not int or u < 0] if isinstance(units, list) else [units]
     if wrong:
         raise InputError(f'{where}: "units" must be a list of integers from 0 on, not {wrong[0]!r:.40}')
-    return " ".join(map(str, units))
+    return Units(" ".join(map(str, units)))
 
 
 def _builder(name: str) -> "tfds.core.DatasetBuilder":

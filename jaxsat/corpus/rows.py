@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 
 from jaxsat.config import DataConfig, InputError
 from jaxsat.corpus import tokenizer as bpe
-from jaxsat.corpus.documents import TextPair, content_id, documents, fingerprint, label
+from jaxsat.corpus.documents import TextPair, Units, content_id, documents, fingerprint, label
 from jaxsat.corpus.documents import at_hand as documents_at_hand
 from jaxsat.corpus.editions import cache_dir, using_cache
 from jaxsat.corpus.pairs import encode_pairs, lengths_of, pack
@@ -89,7 +89,8 @@ def prepare(
     `data.heldout_fraction` of the ids, at least 50 of 500 or more, and one of each text; or all of `data.heldout`. A
     training document with the text of a held-out one, or the source of a held-out pair, is left out. A fraction of 1,
     which no run may have, holds out all: for a tokenizer that is there, and no training rows. The slice that is
-    measured is `data.heldout_tokens` in rows evenly spread over all held-out text, of several texts by their weights.
+    measured is `data.heldout_tokens` in rows evenly spread over all held-out text; of several texts by their weights,
+    and fewer where one of them has too few.
     Raises InputError for an unreadable corpus or tokenizer, for a tokenizer that loses more than 1 % of the characters
     (of all held-out documents, 1024 training documents and one of 64 of the others), for a cache that cannot be
     written, for a corpus too small to fill a row of either split, and for a pair that is longer than a row.
@@ -149,36 +150,45 @@ def _write(directory: Path, data: DataConfig, vocab_size: int, progress: Progres
             progress(done, max(len(hashes), done), what)
             yield int(content_id(key)[:16], 16), document
 
-    hashes, first, content = array("Q"), [], hashlib.sha256()  # first: the smallest hash of each text
-    for names in [*texts, *(held_texts if data.heldout else [])]:
-        kinds = set()
-        before = len(hashes)
-        for key, document in read("reading", names):
-            kinds.add(type(document))
-            content.update("\0".join((str(key), *_parts(document), "")).encode())
-            if len(first) < len(texts):
-                hashes.append(key)
-        first.append(min(hashes[before:], default=0))
-        if len(kinds) > 1:
-            raise InputError(
-                f"corpus {', '.join(names)} has texts and pairs: give data.weights, the share of each in training"
-            )
+    hashes, first, content = array("Q"), set(), hashlib.sha256()  # first: the smallest hash of each text
+    for i, names in enumerate([*texts, *(held_texts if data.heldout else [])]):
+        kinds: dict[str, set[str]] = {name: set() for name in names}
+        least = None
+        for name in names:
+            for key, document in read("reading", [name]):
+                kinds[name].add(_KINDS[type(document)])
+                content.update("\0".join((str(key), *_parts(document), "")).encode())
+                least = key if least is None else min(key, least)
+                if i < len(texts):
+                    hashes.append(key)
+        if least is None and (data.weights or i >= len(texts)):
+            raise InputError(f"corpus {', '.join(names)} has 0 documents: needs 1 at least")
+        if i < len(texts):
+            first.add(least)
+        _check_kinds(kinds, data, i < len(texts))
     ids = np.unique(hashes)
     if len(ids) < (needed := 2 if data.heldout_fraction < 1 and not data.heldout else 1):
         raise InputError(
             f"corpus {', '.join(data.corpus)} has {len(ids)} documents: needs {needed} at least, one held out"
         )
     heldout_ids = max(1, round(data.heldout_fraction * len(ids)), 50 if len(ids) >= 500 else 0)
-    last = -1 if data.heldout else max(ids[heldout_ids - 1], *first)  # of each text one document at least
+    last = ids[heldout_ids - 1]
+    is_heldout = lambda key: not data.heldout and (key <= last or key in first)  # of each text one at least
     heldout = [
-        sorted(item for item in read("splitting", names) if data.heldout or item[0] <= last) for names in held_texts
+        sorted(item for item in read("splitting", names) if data.heldout or is_heldout(item[0])) for names in held_texts
     ]
     known = {content_id(_parts(document)[0]) for found in heldout for _, document in found}
 
     def training(what: str, names: Iterable[str]) -> Iterator[str | TextPair]:
-        found = (document for key, document in read(what, names) if key > last)
+        found = (document for key, document in read(what, names) if not is_heldout(key))
         return (document for document in found if content_id(_parts(document)[0]) not in known)
 
+    for names in texts if data.heldout_fraction < 1 else ():
+        if next(training("splitting", names), None) is None:
+            raise InputError(
+                f"corpus {', '.join(names)} has nothing left to train on: all its texts, or sources of pairs, are "
+                "among the held-out ones"
+            )
     if data.tokenizer in bpe.TRAINED:
         found = itertools.chain.from_iterable(training("training the tokenizer", names) for names in texts)
         whole = (document if isinstance(document, str) else document.whole for document in found)
@@ -216,6 +226,21 @@ def _write(directory: Path, data: DataConfig, vocab_size: int, progress: Progres
     )
     files = {"train": [(e.tokens, e.pairs) for e in of_train], "heldout": [(e.tokens, e.pairs) for e in of_heldout]}
     (directory / "corpus.json").write_text(json.dumps(dataclasses.asdict(statistics) | files, indent=1))
+
+
+_KINDS = {str: "texts", Units: "units", TextPair: "pairs"}
+
+
+def _check_kinds(kinds: dict[str, set[str]], data: DataConfig, trained: bool) -> None:
+    """Of what is one text, by name. Raises InputError for several kinds, and for units of a tokenizer of text."""
+    for name, found in kinds.items():
+        if len(found) > 1:
+            raise InputError(f"corpus {name} has lines of {' and of '.join(sorted(found))}: a file has one kind")
+    if len(found := set().union(*kinds.values())) > 1:
+        todo = "give data.weights, the share of each in training" if trained else "data.heldout takes one kind"
+        raise InputError(f"corpus {', '.join(kinds)} has {' and '.join(sorted(found))}: {todo}")
+    if found == {"units"} and data.tokenizer == "bpe":
+        raise InputError(f"corpus {', '.join(kinds)} has units: give data.tokenizer = 'words', or a tokenizer.json")
 
 
 def _parts(document: str | TextPair) -> tuple[str, ...]:
@@ -314,18 +339,21 @@ def _read(directory: Path, data: DataConfig, context: int) -> Corpus:
     held = rows("heldout", heldout)
     weights = data.weights or (1.0,)
     slices, of_documents = [], []
-    for (rows_HxT1, document_HxT), wanted in zip(
-        held, shares(weights[: len(held)], -(-data.heldout_tokens // context))
-    ):
+    order = []
+    wanted = np.maximum(1, shares(weights[: len(held)], -(-data.heldout_tokens // context)))
+    there = min(1.0, *(len(rows_HxT1) / n for (rows_HxT1, _), n in zip(held, wanted)))  # all by weight, or less of all
+    for (rows_HxT1, document_HxT), n in zip(held, wanted):
         H = len(rows_HxT1)
-        M = min(H, wanted)
+        M = max(1, round(n * there))
         row_M = np.arange(M) * H // M
         slices.append(rows_HxT1[row_M].astype(np.int32))
+        order.append((np.arange(M) + 0.5) / M)
         held_MxT = document_HxT(row_M)
         known, number = np.unique(held_MxT[held_MxT >= 0], return_inverse=True)
         document_MxT = np.full(held_MxT.shape, -1)
         document_MxT[held_MxT >= 0] = number + sum(len(ids) for ids, _ in of_documents)
         of_documents.append((known, document_MxT))
+    order_M = np.argsort(np.concatenate(order), kind="stable")  # the texts in turn, so that any part has its share
     return Corpus(
         **dataclasses.asdict(statistics),
         corpus=tuple(label(name) for name in data.corpus),
@@ -333,8 +361,8 @@ def _read(directory: Path, data: DataConfig, context: int) -> Corpus:
         tokenizer=directory / "tokenizer.json",
         marked=any(pairs for _, pairs in (*train, *heldout)),
         train=tuple(trained),
-        heldout_MxT1=np.concatenate(slices),
-        heldout_document_MxT=np.concatenate([document_MxT for _, document_MxT in of_documents]).astype(np.int32),
+        heldout_MxT1=np.concatenate(slices)[order_M],
+        heldout_document_MxT=np.concatenate([of for _, of in of_documents])[order_M].astype(np.int32),
         heldout_documents=sum(len(ids) for ids, _ in of_documents),
     )
 

@@ -36,12 +36,13 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def train_words(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A token for every word, as white space parts them: <eos> 0, <unk> 1, words by how often they occur. Raises
     InputError when `vocab_size` cannot hold them."""
-    counts = Counter(word for text in texts for word in text.split() if word not in (EOS, UNK))
+    parts = pre_tokenizers.WhitespaceSplit()  # whose white space is Unicode's, Python's is a little more
+    counts = Counter(word for text in texts for word, _ in parts.pre_tokenize_str(text) if word not in (EOS, UNK))
     if len(counts) + 2 > vocab_size:
         raise InputError(f"model.vocab_size = {vocab_size}: must be at least {len(counts) + 2}, the words and 2")
     words = sorted(counts, key=lambda word: (-counts[word], word))
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate((EOS, UNK, *words))}, unk_token=UNK))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.pre_tokenizer = parts
     tokenizer.add_special_tokens([EOS, UNK])
     return _neutral(tokenizer)
 
@@ -49,11 +50,12 @@ def train_words(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 TRAINED = {"bpe": train, "words": train_words}
 
 
-def load(path: str, vocab_size: int) -> Tokenizer:
+def load(path: str, vocab_size: int, ends: bool = True) -> Tokenizer:
     """The tokenizer.json at `path`, without settings that lose text or that change from call to call.
 
     No truncation, padding or sampled merges; a special token written out in a text is text. Raises InputError when it
-    is no tokenizer.json, has an id of `vocab_size` or more, or no end of text.
+    is no tokenizer.json, has an id of `vocab_size` or more, or no end of text, which what only scores can do without:
+    `ends` False.
     """
     try:
         tokenizer = Tokenizer.from_str(Path(path).read_text())
@@ -61,7 +63,8 @@ def load(path: str, vocab_size: int) -> Tokenizer:
         raise InputError(f"data.tokenizer = {path!r}: {e.strerror}; give 'bpe', 'words' or a tokenizer.json") from None
     except Exception as e:  # all that the Rust library raises
         raise InputError(f"{path} is not a tokenizer.json of the tokenizers library: {e}") from None
-    eos_id(tokenizer)
+    if ends:
+        eos_id(tokenizer)
     if (entries := size(tokenizer)) > vocab_size:
         raise InputError(
             f"{path} has largest id {entries - 1}: model.vocab_size must be at least {entries}, and is {vocab_size}"
@@ -123,7 +126,7 @@ def lost(tokenizer: Tokenizer, unk: int | None, text: str, ids_T: list[int]) -> 
 def _neutral(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    special = [tokenizer.id_to_token(i) for i in (eos_id(tokenizer), unk_id(tokenizer)) if i is not None]
+    special = [tokenizer.id_to_token(i) for i in (end_id(tokenizer), unk_id(tokenizer)) if i is not None]
     # Some files list these as common words, which are found in the text; those of a special token need not be.
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.encode_special_tokens = True  # a tokenizer.json does not keep this

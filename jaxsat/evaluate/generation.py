@@ -64,10 +64,14 @@ def generate_tokens(
     likeliest and, of these, of the fewest that together have probability `top_p`; a row's numbers come from `seed` and
     its place among the prompts, whatever runs beside it. Raises InputError.
     """
-    limits = _check(config, prompts, n_tokens, temperature, top_k, top_p)
+    limits = _check(config, prompts, n_tokens, temperature, top_k, top_p, seed)
     if temperature is None:
         temperature = 0.0 if top_k is None and top_p is None else 1.0
-    sampling = (jnp.float32(temperature), jnp.int32(top_k or config.vocab_size), jnp.float32(top_p or 1.0))
+    sampling = (
+        jnp.float32(temperature),
+        jnp.int32(min(top_k or config.vocab_size, config.vocab_size)),
+        jnp.float32(top_p or 1.0),
+    )
     kind = "greedy" if temperature == 0 else "all" if top_k is None and top_p is None else "top"
     key, ends_V = jax.random.key(seed), np.isin(np.arange(config.vocab_size), list(ends))
     found: list[list[int]] = [[] for _ in prompts]
@@ -189,10 +193,13 @@ def _check(
     temperature: float | None,
     top_k: int | None,
     top_p: float | None,
+    seed: int,
 ) -> list[int]:
     """How many tokens may follow each prompt. Raises InputError."""
     if temperature is not None and not 0 <= temperature < math.inf:
         raise InputError(f"temperature = {temperature}: must be a finite number, at least 0")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed = {seed}: must be from 0 to 2^32 - 1")
     if top_k is not None and top_k < 1:
         raise InputError(f"top_k = {top_k}: must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:

@@ -108,13 +108,15 @@ def _item(where: str, number: int, record: Any) -> Item:
         if record.get(key) is not None:
             value = record[key]
             label[key] = _text(where, key, str(value) if type(value) is int else value)
+    if label["group"] == "item":
+        raise InputError(f'{where}: "group" is "item", which names the scores of single items: take another word')
     text = lambda key: _text(where, key, record[key])
     if kind == "pair":
         context, options, answer = "", (text("good"), text("bad")), 0
         if options[0] == options[1]:
             raise InputError(f'{where}: "good" and "bad" are the same text')
     elif kind == "choice":
-        context = record["context"] and text("context")  # may be empty: then whole texts are compared
+        context = "" if record["context"] == "" else text("context")  # empty: whole texts are compared
         options, answer = _options(where, record["options"]), record["answer"]
         if type(answer) is not int or not 0 <= answer < len(options):
             last = len(options) - 1

@@ -59,6 +59,8 @@ def score(
     fitted = [[_fit(config, item, next(pairs), i, cut) for i in range(len(item.options))] for item in items.items]
     flat = [pair for pairs_ in fitted for pair, _ in pairs_]
     found = log_likelihoods(config, params, flat)
+    if not np.isfinite(found.nats_N).all():
+        raise InputError(f"{items.name}: the model's probabilities are no numbers, as after it has diverged")
     written = _write(config, params, tokenizer, items.items, fitted)
     rows: list[tuple[str, str, str, int, float]] = []
     first = 0

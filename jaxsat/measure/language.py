@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from jaxsat import model
-from jaxsat.config import ModelConfig, Run, override, validate
+from jaxsat.config import InputError, ModelConfig, Run, override, validate
 from jaxsat.corpus import batch_at
 from jaxsat.corpus.documents import fingerprint, label
 from jaxsat.corpus.rows import RULES
@@ -189,7 +189,9 @@ def _over_sample(c: Checkpoint, of: Callable[[jax.Array, jax.Array], Any]) -> An
         # LayerNorm is left.
         states = jnp.stack([*stream_LxBxTxD.astype(jnp.float32), last_BxTxD, h_BxTxD.astype(jnp.float32)])
         sample_B = first + jnp.arange(len(rows_BxT1)) < sampled
-        kept_BxT = sample_B[:, None] & (rows_BxT1[:, :-1] != -1)
+        # Of a row of pairs what lies after the last target is empty; a source may have the token that -1 would be.
+        is_text_BxT1 = jax.lax.cummax((rows_BxT1 >= 0).astype(jnp.int32), axis=1, reverse=True) > 0
+        kept_BxT = sample_B[:, None] & is_text_BxT1[:, :-1]
         return of(states.reshape(len(states), -1, config.width), kept_BxT.reshape(-1, 1))
 
     first_N = jnp.arange(len(tokens_NxBxT1)) * tokens_NxBxT1.shape[1]
@@ -197,6 +199,8 @@ def _over_sample(c: Checkpoint, of: Callable[[jax.Array, jax.Array], Any]) -> An
 
 
 def _frozen_heads(c: Checkpoint, ranks: tuple[int, ...]) -> pd.DataFrame:
+    if c.corpus is None or not sum(map(len, c.corpus.train)):
+        raise InputError("frozen heads are trained on a text, and this model has none: leave them out")
     rows = min(sum(map(len, c.corpus.train)), FROZEN_TOKENS // c.config.context)
     ranks = [r for r in ranks if r <= c.config.width]
     train_h, train_y = _states(c, batch_at(c.corpus, c.run.seed, 0, rows))

@@ -2,7 +2,7 @@
 
 from jaxsat.config import Preempted
 from jaxsat.train.logs import environment, read_launches, read_metrics, write_atomically
-from jaxsat.train.loop import train_pack, train_run
+from jaxsat.train.loop import on_its_text, train_pack, train_run
 from jaxsat.train.step import Hyper, Program, State, hypers, initializer, learning_rate, train_step
 from jaxsat.train.task import LANGUAGE_MODEL, ON_PAIRS, Task, own_samples
 
@@ -18,6 +18,7 @@ __all__ = [
     "hypers",
     "initializer",
     "learning_rate",
+    "on_its_text",
     "own_samples",
     "read_launches",
     "read_metrics",

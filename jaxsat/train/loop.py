@@ -51,6 +51,8 @@ def train_run(
     The numbers are those that it has in a directory. The parameters are whole, on one device of this host, as those of
     `checkpoints.load_run`. Raises InputError. For checkpoints, from which to continue: `train_pack(Pack((run,)), ...)`.
     """
+    if run.task and task == LANGUAGE_MODEL:
+        raise InputError(f"run.task is {run.task!r}: give that task to train_run, or leave it out of the run")
     params_K, (lines,) = train_pack(Pack((validate(run),)), corpus, None, progress, layout, task=task)
     whole = replicated(jax.tree.leaves(params_K)[0].sharding.mesh)
     params = jax.jit(lambda tree: jax.tree.map(operator.itemgetter(0), tree), out_shardings=whole)(params_K)
@@ -80,10 +82,7 @@ def train_pack(
     # By the memory of one device, the same for all hosts.
     layout = Layout(**hosts.first(lambda layout=layout: dataclasses.asdict(pack_layout(pack, layout))))
     mesh = mesh or make_mesh(pack, layout)
-    if corpus and corpus.marked:
-        task = ON_PAIRS if task == LANGUAGE_MODEL else task
-        if not task.pairs:
-            raise InputError(f"run {pack.runs[0].id} has task {pack.runs[0].task!r}, which reads texts, and gets pairs")
+    task = on_its_text(pack.runs[0], task, corpus)
     program = Program.of(pack, layout.remat, task)
     hyper = jax.tree.map(lambda x: put(np.asarray(x), per_run(mesh)), hypers(pack.runs))
     diverged, ended = hosts.first(lambda: _ends(pack, out))
@@ -132,6 +131,19 @@ def train_pack(
         window.write_all()
         progress(train.steps, window.losses)
     return None if out else (state["params"], [log.lines for log in window.logs])
+
+
+def on_its_text(run: Run, task: Task, corpus: corpora.Corpus | None) -> Task:
+    """The task on texts or on pairs. Raises InputError where the corpus has pairs and the task takes none."""
+    if corpus is None or not corpus.marked:
+        return task
+    task = ON_PAIRS if task == LANGUAGE_MODEL else task
+    if not task.pairs:
+        names = ", ".join(run.data.corpus + run.data.heldout)
+        raise InputError(
+            f"run.task = {run.task!r} reads texts, and {names} has pairs: give texts, or a task with pairs=True"
+        )
+    return task
 
 
 def _ends(pack: Pack, out: epath.Path | None) -> tuple[list[bool], list[bool]]:

@@ -126,7 +126,7 @@ def test_texts_and_pairs_together_need_weights(tmp_path):
     data = write(tmp_path / "p.tsv", PAIRS)
     (tmp_path / "t.txt").write_text("\n".join(f"{a} {b}" for a, b in PAIRS))
     both = override(Run(data=data), {"data.corpus": (*data.corpus, str(tmp_path / "t.txt"))})
-    with pytest.raises(InputError, match="p.tsv, .*t.txt has texts and pairs: give data.weights"):
+    with pytest.raises(InputError, match="p.tsv, .*t.txt has pairs and texts: give data.weights"):
         prepare(both.data, 40, 20)
     mixed = validate(override(both, {"data.weights": (1, 3), "data.heldout_tokens": 100})).data
     corpus = prepare(mixed, 40, 20)
@@ -151,6 +151,50 @@ def test_texts_and_pairs_together_need_weights(tmp_path):
 def test_weights_that_cannot_be(weights, message):
     with pytest.raises(InputError, match=message):
         validate(override(Run(), {"data.weights": weights}))
+
+
+def test_a_small_text_takes_nothing_from_a_large_one(tmp_path):
+    """Beside it, as without it, 2 % of the large one are held out; the slice has rows of both by weight."""
+    (tmp_path / "large.txt").write_text("\n".join(f"{a} {i} {b}" for i in range(40) for a, b in PAIRS))
+    large = DataConfig((str(tmp_path / "large.txt"),), "words")
+    alone = prepare(large, 100, 8)
+    for n in (2, 5):
+        small = write(tmp_path / "small.tsv", PAIRS[:n])
+        both = DataConfig((*large.corpus, *small.corpus), "words", weights=(9.0, 1.0))
+        mixed = prepare(both, 100, 20)
+        assert alone.train_documents <= mixed.train_documents <= alone.train_documents + n - 1
+        of_pairs = (mixed.heldout_MxT1 < 0).any(axis=1)
+        assert of_pairs.sum() == 1 and len(of_pairs) == 10
+
+
+@pytest.mark.parametrize("heldout", [True, False])
+def test_what_leaves_nothing_to_train_on_is_said(tmp_path, heldout):
+    data = write(tmp_path / "p.tsv", PAIRS if heldout else [("same", str(i)) for i in range(40)])
+    data = override(Run(data=data), {"data.heldout": data.corpus if heldout else ()}).data
+    with pytest.raises(InputError, match="p.tsv has nothing left to train on: all its texts, or sources of pairs"):
+        prepare(data, 100, 20)
+
+
+def test_an_empty_part_is_named(tmp_path):
+    data, empty = write(tmp_path / "p.tsv", PAIRS), write(tmp_path / "empty.tsv", [])
+    for change in ({"data.heldout": empty.corpus}, {"data.corpus": data.corpus + empty.corpus, "data.weights": (1, 1)}):
+        with pytest.raises(InputError, match=r"corpus [^,]*empty.tsv has 0 documents: needs 1 at least"):
+            prepare(override(Run(data=data), change).data, 20, 20)
+
+
+def test_lines_of_several_kinds_are_named(tmp_path):
+    path, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    path.write_text('{"text": "a b", "source": "a book"}\n{"units": [1, 2]}\n')
+    with pytest.raises(InputError, match="a.jsonl has lines of texts and of units: a file has one kind"):
+        prepare(DataConfig((str(path),), "words"), 20, 8)
+    path.write_text('{"units": [1, 2]}\n{"units": [2, 1]}\n')
+    other.write_text('{"text": "a b"}\n{"text": "b a"}\n')
+    with pytest.raises(InputError, match="a.jsonl has units: give data.tokenizer = 'words', or a tokenizer.json"):
+        prepare(DataConfig((str(path),)), 20, 8)
+    with pytest.raises(InputError, match="a.jsonl, .*b.jsonl has texts and units: give data.weights"):
+        prepare(DataConfig((str(path), str(other)), "words"), 20, 8)
+    with pytest.raises(InputError, match="a.jsonl, .*b.jsonl has texts and units: data.heldout takes one kind"):
+        prepare(DataConfig((str(path),), "words", heldout=(str(path), str(other))), 20, 8)
 
 
 def test_what_is_held_out_can_be_named(tmp_path):

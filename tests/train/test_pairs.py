@@ -142,7 +142,7 @@ def test_heads_are_retrained_on_targets(on_pairs, corpora):
 
 
 def test_a_task_of_texts_gets_no_pairs(on_pairs, corpora):
-    with pytest.raises(InputError, match="has task 'own', which reads texts, and gets pairs"):
+    with pytest.raises(InputError, match="run.task = 'own' reads texts, and .*pairs.tsv has pairs: give texts"):
         train_run(override(on_pairs, {"task": "own"}), corpora[on_pairs], task=own_samples(0.5))
 
 
