@@ -193,8 +193,33 @@ def test_equal_weights_are_refused(theirs, tokenizer, tmp_path, capsys):
         write(twice, step, weight, tokenizer)
     error = said(capsys, "import", twice, "--to", tmp_path / "out", code=2)
     assert "twice: steps 1000 and 2000 have equal weights" in error
-    assert main(["import", str(twice), "--to", str(tmp_path / "ok"), "--step", "0", "1", "1000"]) == 0
+    for out in ("ok", "out"):  # also where the other attempt was
+        assert main(["import", str(twice), "--to", str(tmp_path / out), "--step", "0", "1", "1000"]) == 0
     assert "jaxsat: twice: steps 0, 1 have equal weights" in capsys.readouterr().err
+
+
+def test_what_was_told_at_first_stands(theirs, tokenizer, tmp_path, capsys):
+    """A later step gets its tokens as the first ones did, told again or not; told something else is refused."""
+    folder, out = Path(shutil.copytree(theirs, tmp_path / "theirs")), tmp_path / "out"
+    shutil.rmtree(folder / "step2000")
+    told = ["--tokens-per-step", "4096", "--corpus", "words.txt"]
+    said(capsys, "import", folder, "--to", out, *told)
+    write(folder, 2000, 1.0, tokenizer)
+    for more, problem in ((["--tokens-per-step", "8"], "tokens_per_step = 4096, not 8"),
+                          (["--corpus", "items.jsonl"], "with data = ")):  # fmt: skip
+        assert problem in said(capsys, "import", folder, "--to", out, *more, code=2)
+    said(capsys, "import", folder, "--to", out)
+    (run,) = Directory.open(out).runs.values()
+    assert run.imported.steps == (0, 1000, 2000) and run.tokens_per_step == 4096 and run.data.corpus == ("words.txt",)
+
+
+def test_numbers_that_are_none_are_not_scored(theirs, tokenizer, tmp_path, capsys):
+    params = parameters(0.0)
+    params["embedding"] = params["embedding"].at[3].set(np.nan)
+    interop.write(CONFIG, params, tokenizer, tmp_path / "broken")
+    for argv in (["evaluate", tmp_path / "broken", "--items", "items.jsonl"],
+                 ["generate", tmp_path / "broken", "--prompt", "sun"]):  # fmt: skip
+        assert "has parameters that are no numbers at step 0" in said(capsys, *argv, code=2)
 
 
 def test_a_step_of_another_series_is_named(theirs, tokenizer, tmp_path, capsys):
