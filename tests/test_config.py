@@ -101,6 +101,8 @@ DEFAULTS = {
     "data.tokenizer": "bpe",
     "data.heldout_fraction": 0.02,
     "data.heldout_tokens": 50000,
+    "data.heldout": (),
+    "data.weights": (),
     "seed": 0,
     "data_seed": None,
     "task": "",
@@ -156,7 +158,7 @@ def test_equal_runs_have_equal_ids():
 
 
 OTHER = {int: 7, float: 0.125, bool: True, str: "other", int | None: 4, str | None: "other",
-         tuple[str, ...]: ("other",), tuple[int, ...]: (3, 4)}  # fmt: skip
+         tuple[str, ...]: ("other",), tuple[int, ...]: (3, 4), tuple[float, ...]: (0.5, 0.5)}  # fmt: skip
 
 
 @pytest.mark.parametrize("key", flatten(Run()))

@@ -108,7 +108,7 @@ def test_every_number_against_float64(tiny_run, tmp_path, shape):
             assert of("condition_number") == pytest.approx(sigma[0] / sigma[-1], rel=1e-4)
             assert of("singular_value.n") == max(w.shape)
 
-        tolerance = dict(abs=5e-4 if half else 1e-6)
+        tolerance = dict(abs=5e-4 if half else 2e-6)
         assert [i for i, _ in found.loc["anisotropy"].index] == list(range(r.model.depth + 1))
         unit = normalised(r.model, np.asarray(stream_LxMxTxD[-1]))
         gained = unit * p["final_norm"]["scale"] + p["final_norm"].get("bias", 0)
