@@ -126,14 +126,17 @@ class Series:
 def open_series(where: str, run: str | None = None, steps: Sequence[int] = ()) -> list[Series]:
     """The series of an output directory (one of its runs, an import by its name too), or of a source of `Import`;
     `steps`: of them these. Raises InputError."""
-    if where.startswith(interop.HUB) or not (epath.Path(where) / "sweep.json").exists():
+    out = epath.Path(where)
+    if where.startswith(interop.HUB) or not ((out / "sweep.json").exists() or (out / "checkpoints").exists()):
         if run is not None:
             raise InputError(f"{where} is no output directory: --run is of one")
         return [_theirs(where, tuple(steps))]
-    runs = Directory.open(where).runs
-    found = [_ours(epath.Path(where), id) for id in ([run] if run else runs)]
+    runs = Directory.open(where).runs if (out / "sweep.json").exists() else {}  # none: what `train_pack` writes
+    found = [
+        _ours(out, id) for id in ([run] if run else runs or sorted(path.name for path in (out / "runs").iterdir()))
+    ]
     if not run:  # what can be asked: not what is still to come, was dropped, or is no language model
-        found = [s for s in found if s.steps and (not runs[s.id].task or s.tokenizer_file.exists())]
+        found = [s for s in found if s.steps and (s.id not in runs or not runs[s.id].task or s.tokenizer_file.exists())]
     if not found or not found[0].steps:
         raise InputError(f"{run or where} has no checkpoints of a language model: train it, or import it, first")
     for series in found:

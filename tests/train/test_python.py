@@ -41,6 +41,16 @@ def test_scores_are_those_of_the_tokens(names):
     np.testing.assert_allclose(names["last"][:, 0], [log_p_T[-1] for log_p_T in alone], rtol=1e-5)
 
 
+def test_a_series_is_what_was_trained(names):
+    series, run = names["series"], names["run"]
+    assert series.name == run.id and series.steps == run.checkpoint_steps and series.config == run.model
+    assert names["curve"][-1] == pytest.approx(-names["log_p_MxT"].mean(), rel=1e-6) and len(names["curve"]) > 3
+    log_p_BxTxV = jax.nn.log_softmax(names["logits_BxTxV"])
+    first = log_p_BxTxV[0, 0, names["filled"][0, 1]]
+    assert float(first) == pytest.approx(names["log_p_NxT"][0, 0], rel=1e-4)
+    assert all(low <= value <= high for value, low, high in names["constants"].values())
+
+
 def test_items_are_scored_as_their_tokens_are(names):
     summary = names["scores"].summary.set_index(["group", "metric"])
     assert summary.loc[("", "accuracy"), "n"] == 4 and summary.loc[("order", "accuracy"), "n"] == 2
