@@ -51,6 +51,7 @@ def test_a_measure_of_ones_own(home):
         assert row["value"] == pytest.approx(np.linalg.norm(params["embedding"], axis=1).mean(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_pairs_beside_texts(home):
     people = ["ada", "ben", "cleo", "dan", "eve", "fay", "gus", "hal", "ida", "jan", "kit", "leo"]
     pairs = [(f"{a} saw {b} .", f"saw ( {a} , {b} )") for a in people for b in people]
@@ -67,6 +68,7 @@ def test_pairs_beside_texts(home):
     assert len(results.rows("questions.exact_match")) == 2
 
 
+@pytest.mark.slow
 def test_cooldowns_of_one_trunk(home):
     (home / "budgets.py").write_text(BUDGETS)
     said("reproduce", "budgets.py")

@@ -124,7 +124,7 @@ def test_every_number_against_float64(tiny_run, tmp_path, shape):
 @pytest.mark.parametrize(
     "layout", [(2, 2, 2), *(pytest.param(x, marks=pytest.mark.slow) for x in ((1, 8, 1), (1, 1, 8)))]
 )
-@pytest.mark.parametrize("head", ["linear", "mixture", "nonlinear"])
+@pytest.mark.parametrize("head", ["linear", "mixture", pytest.param("nonlinear", marks=pytest.mark.slow)])
 def test_split_models_have_the_numbers_of_whole_ones(tiny_run, tmp_path, layout, head):
     """67 tokens, 37 rows: nothing divides."""
     shape = {"model.width": 16, "model.heads": 8, "model.vocab_size": 67, "model.head_rank": 10, "train.steps": 1}

@@ -30,7 +30,7 @@ def test_marks_say_what_is_read_and_where_pairs_begin():
 
 
 @pytest.mark.parametrize("switches", SWITCHES)
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", ["none", pytest.param("full", marks=pytest.mark.slow)])
 def test_each_pair_stands_alone(switches, remat):
     config = ModelConfig(depth=2, width=16, heads=2, context=16, vocab_size=11, **switches)
     params = model.init(config, jax.random.key(0))

@@ -178,7 +178,9 @@ def losses_of(pack, text, layout, n_steps):
     return np.array(losses)
 
 
-@pytest.mark.parametrize("head, ranks", [("mixture", (8, 3)), ("nonlinear", (20, 3))])
+@pytest.mark.parametrize(
+    "head, ranks", [("mixture", (8, 3)), pytest.param("nonlinear", (20, 3), marks=pytest.mark.slow)]
+)
 def test_every_head_trains_in_packs_of_several_ranks_and_on_any_layout(tiny_run, tiny_corpus, head, ranks):
     runs = [override(tiny_run, {"model.head": head, "model.head_rank": rank, "seed": rank}) for rank in ranks]
     packed = losses_of(Pack(tuple(runs)), tiny_corpus, Layout(data=1, pack=2), 20)
