@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypedDict
 
 import jax
+import numpy as np
 import tensorstore
 from etils import epath
 from orbax.checkpoint import path as orbax_path
@@ -307,6 +308,11 @@ def load_run(out: epath.PathLike, run_id: str, step: int) -> tuple[ModelConfig, 
     run, pack = find_run(out, run_id)
     with Store(epath.Path(out) / "checkpoints" / pack.id, alone=True) as store:
         return run.model, cut_head(run.model, store.params_of(run.id, step))
+
+
+def finite(params: Any) -> bool:
+    """Whether all parameters are numbers; after a run has diverged they are none."""
+    return all(bool(np.isfinite(x).all()) for x in jax.tree.leaves(params))
 
 
 def cut_head(config: ModelConfig, params: Any) -> Any:

@@ -16,13 +16,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
-import jax
-import numpy as np
 import pandas as pd
 from etils import epath
 
 from jaxsat import corpus as corpora
-from jaxsat.checkpoints import load_run
+from jaxsat.checkpoints import finite, load_run
 from jaxsat.config import DataConfig, Imported, InputError, Run, dumps, flatten, from_dict
 from jaxsat.disk import read_json, write_atomically
 from jaxsat.measure import table
@@ -233,7 +231,7 @@ class Directory:
 
     def _finite(self, id: str, step: int) -> bool:
         _, params = load_run(self.path, id, step)
-        return all(bool(np.isfinite(x).all()) for x in jax.tree.leaves(params))
+        return finite(params)
 
     def launches(self, runs: Iterable[str]) -> list[dict[str, Any]]:
         """The different environments in which these runs were trained: see `train.environment`."""

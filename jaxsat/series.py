@@ -11,14 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from tokenizers import Tokenizer
 
 from jaxsat import evaluate, interop, model
-from jaxsat.checkpoints import Store, cut_head, find_run
+from jaxsat.checkpoints import Store, cut_head, find_run, finite
 from jaxsat.config import DataConfig, Imported, InputError, ModelConfig, Run, validate
 from jaxsat.corpus import tokenizer as bpe
 from jaxsat.directory import Directory
@@ -198,7 +196,7 @@ def _theirs(source: str, steps: tuple[int, ...]) -> Series:
 
 
 def _finite(params: model.Params, who: str, step: int) -> model.Params:
-    if not all(bool(jnp.isfinite(w).all()) for w in jax.tree.leaves(params)):
+    if not finite(params):
         raise InputError(f"{who} has parameters that are no numbers at step {step}, as when it diverged: ask another")
     return params
 

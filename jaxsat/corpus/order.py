@@ -25,15 +25,21 @@ def batch_at(corpus: Corpus, seed: int, i: int, batch_size: int, rows: slice = s
             f"the corpus has {R} training rows of {T1 - 1} tokens: fewer than train.batch_size = {batch_size}"
         )
     n_B = np.arange(i * batch_size, (i + 1) * batch_size)[rows]
+    if len(corpus.train) == 1:
+        return _drawn(corpus.train[0], n_B, seed).astype(np.int32)
     text_B, place_B = _mixed(corpus.weights, n_B, seed)
     rows_BxT1 = np.empty((len(n_B), T1), np.int32)
-    for text, train_RxT1 in enumerate(corpus.train):
-        of_text_B = text_B == text
-        epoch_N, place_N = np.divmod(place_B[of_text_B], len(train_RxT1))
-        for epoch in np.unique(epoch_N):
-            row_N = shuffled(place_N[epoch_N == epoch], len(train_RxT1), seed, int(epoch))
-            rows_BxT1[np.flatnonzero(of_text_B)[epoch_N == epoch]] = train_RxT1[row_N]
+    for text in np.unique(text_B):
+        rows_BxT1[text_B == text] = _drawn(corpus.train[text], place_B[text_B == text], seed)
     return rows_BxT1
+
+
+def _drawn(train_RxT1: np.ndarray, place_N: np.ndarray, seed: int) -> np.ndarray:
+    """The rows at these places, ascending, of the endless sequence of epochs of one text."""
+    R = len(train_RxT1)
+    epoch_N, within_N = np.divmod(place_N, R)
+    row_N = [shuffled(within_N[epoch_N == epoch], R, seed, epoch) for epoch in range(epoch_N[0], epoch_N[-1] + 1)]
+    return train_RxT1[np.concatenate(row_N)]
 
 
 def batches(
@@ -47,8 +53,6 @@ def batches(
 
 def _mixed(weights: tuple[float, ...], n_B: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Of the n-th row: its text, and its place in the endless sequence of that text's rows."""
-    if len(weights) == 1:
-        return np.zeros_like(n_B), n_B
     text_B, place_B = np.empty((2, len(n_B)), np.int64)
     counts, block_B = shares(weights, MIXED), n_B // MIXED
     for block in np.unique(block_B):

@@ -49,7 +49,7 @@ def pack(tokens_N: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """(rows_RxW, pair_RxW): the pairs of `tokens_N`, none longer than the width, each in the fullest row that still has
     room for it; and the number of the pair that a token is of, -1 for none.
 
-    Which pairs share a row never changes. In memory: as many bytes as the tokens have, and what is left empty.
+    Which pairs share a row never changes. All in memory, with some integers of 8 bytes a token on the way.
     """
     lengths_P = lengths_of(tokens_N)
     row_P, at_P = np.zeros((2, len(lengths_P)), np.int64)

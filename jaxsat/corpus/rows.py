@@ -66,9 +66,7 @@ class Corpus(Statistics):
     # pairs int16 or int32
     train: tuple[np.ndarray, ...]
     heldout_MxT1: np.ndarray  # int32; the fixed slice on which the loss is measured, spread over all held-out text
-    heldout_document_MxT: (
-        np.ndarray
-    )  # int32; of each target of the slice the number of its document (id), from 0 on; -1
+    heldout_document_MxT: np.ndarray  # int32; of each target of the slice the number of its document (id), else -1
     heldout_documents: int  # that the slice holds a part of; heldout_document_MxT is below it
 
     def identity(self) -> dict[str, Any]:
@@ -338,8 +336,7 @@ def _read(directory: Path, data: DataConfig, context: int) -> Corpus:
         trained = [rows_RxT1 for rows_RxT1, _ in rows("train", train)]
     held = rows("heldout", heldout)
     weights = data.weights or (1.0,)
-    slices, of_documents = [], []
-    order = []
+    slices, documents_, order, n_documents = [], [], [], 0
     wanted = np.maximum(1, shares(weights[: len(held)], -(-data.heldout_tokens // context)))
     there = min(1.0, *(len(rows_HxT1) / n for (rows_HxT1, _), n in zip(held, wanted)))  # all by weight, or less of all
     for (rows_HxT1, document_HxT), n in zip(held, wanted):
@@ -350,9 +347,9 @@ def _read(directory: Path, data: DataConfig, context: int) -> Corpus:
         order.append((np.arange(M) + 0.5) / M)
         held_MxT = document_HxT(row_M)
         known, number = np.unique(held_MxT[held_MxT >= 0], return_inverse=True)
-        document_MxT = np.full(held_MxT.shape, -1)
-        document_MxT[held_MxT >= 0] = number + sum(len(ids) for ids, _ in of_documents)
-        of_documents.append((known, document_MxT))
+        documents_.append(np.full(held_MxT.shape, -1, np.int32))
+        documents_[-1][held_MxT >= 0] = number + n_documents
+        n_documents += len(known)
     order_M = np.argsort(np.concatenate(order), kind="stable")  # the texts in turn, so that any part has its share
     return Corpus(
         **dataclasses.asdict(statistics),
@@ -362,8 +359,8 @@ def _read(directory: Path, data: DataConfig, context: int) -> Corpus:
         marked=any(pairs for _, pairs in (*train, *heldout)),
         train=tuple(trained),
         heldout_MxT1=np.concatenate(slices)[order_M],
-        heldout_document_MxT=np.concatenate([of for _, of in of_documents])[order_M].astype(np.int32),
-        heldout_documents=sum(len(ids) for ids, _ in of_documents),
+        heldout_document_MxT=np.concatenate(documents_)[order_M],
+        heldout_documents=n_documents,
     )
 
 

@@ -77,7 +77,7 @@ def test_segments_of_all_ways_to_attend_are_the_same(monkeypatch):
     """The CPU's products against `jax.nn.dot_product_attention`, which other devices take."""
     q, k, v = (jax.random.normal(jax.random.key(i), (3, 11, h, 8)) for i, h in enumerate((4, 2, 2)))
     segment_BxT = jnp.array([[0] * 4 + [1] * 7, [0] * 11, list(range(11))], jnp.int32)
-    ours = attend(q, k, v, segment_BxT)
+    ours = attention(q, k, v, segment_BxT)
     monkeypatch.setattr("jaxsat.model.attention.platform", lambda: "gpu")
     np.testing.assert_allclose(attention(q, k, v, segment_BxT), ours, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(ours[2], jnp.repeat(v[2], 2, axis=1), rtol=1e-6)  # each sees itself alone
@@ -88,7 +88,7 @@ def test_trees_of_all_ways_to_attend_are_the_same(platform, monkeypatch):
     """A TPU's kernel, which it has for 128 positions, takes none."""
     q, k, v = (jax.random.normal(jax.random.key(i), (2, 128, h, 8)) for i, h in enumerate((4, 2, 2)))
     end_BxT = ends(jnp.array([[*DEPTHS, *[0] * 117], list(range(128))], jnp.int32))
-    ours = attend(q, k, v, end_BxT=end_BxT)
+    ours = attention(q, k, v, end_BxT=end_BxT)
     monkeypatch.setattr("jaxsat.model.attention.platform", lambda: platform)
     np.testing.assert_allclose(attention(q, k, v, end_BxT=end_BxT), ours, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(ours[0, 11:], jnp.repeat(v[0, 11:], 2, axis=1), rtol=1e-6)  # each sees itself alone
