@@ -199,8 +199,7 @@ def _say_verdicts(path: os.PathLike, console: Console) -> None:
 def _import(command: Import, console: Console) -> int:
     from jaxsat import imports, series
 
-    first = command.src[0].rstrip("/").partition("@")[0]
-    name = command.name or series.name_of(first)
+    name = command.name or series.name_of(command.src[0])
     data = DataConfig(corpus=command.corpus)
     asked = series.Import(name, command.src, command.step, command.tokens_per_step, data)
     with _Bar(console) as bar:

@@ -20,8 +20,9 @@ import pandas as pd
 from etils import epath
 
 from jaxsat import corpus as corpora
+from jaxsat import hosts
 from jaxsat.checkpoints import finite, load_run
-from jaxsat.config import DataConfig, Imported, InputError, Run, dumps, flatten, from_dict
+from jaxsat.config import DataConfig, Imported, InputError, Run, dumps, flatten, from_dict, override
 from jaxsat.disk import read_json, write_atomically
 from jaxsat.measure import table
 from jaxsat.model import count_parameters
@@ -131,15 +132,38 @@ class Directory:
             steps = ", ".join(map(str, parent.checkpoint_steps))
             raise InputError(f"run {run.id} starts from step {start.step} of run {start.run}, which has steps {steps}")
 
+    def text(self, run: Run, progress: corpora.Progress = lambda done, total, what: None) -> corpora.Corpus:
+        """The text of a run on every host, of an import by its own tokenizer; it is known from now on. All hosts must
+        call it. Raises InputError for another than is known."""
+
+        def prepare() -> corpora.Corpus:
+            data = run.data
+            if run.imported.name:
+                tokenizer = self.path / "runs" / run.id / "tokenizer.json"
+                if not tokenizer.exists():
+                    raise InputError(
+                        f"{run.imported.name} came without a tokenizer.json: its loss on a text cannot be measured"
+                    )
+                data = override(run, {"data.tokenizer": str(tokenizer)}).data
+            corpus = corpora.prepare(data, run.model.vocab_size, run.model.context, progress)
+            self.know_text(run, corpus)
+            return corpus
+
+        corpus = hosts.one_after_the_other(prepare)
+        hosts.agree({f"{name} of {', '.join(run.data.corpus)}": value for name, value in corpus.identity().items()})
+        return corpus
+
     def know_text(self, run: Run, corpus: corpora.Corpus) -> None:
         """Records the text and the tokenizer of a run when they come first. Raises InputError when what is here was
         trained on another."""
-        identity = corpus.identity()
-        known = self.texts.setdefault(text_key(run), identity | {"at_hand": corpora.at_hand(run.data)})
+        identity, at_hand = corpus.identity(), corpora.at_hand(run.data)
+        known = self.texts.setdefault(text_key(run), identity | {"at_hand": at_hand})
         for key in ("content_hash", "tokenizer_hash", *identity):  # what a user knows first
             if identity[key] != (was := known.get(key)):
-                texts = ", ".join(run.data.corpus + run.data.heldout)
-                name = texts if key != "tokenizer_hash" else f"data.tokenizer = {run.data.tokenizer}"
+                texts = [*run.data.corpus, *run.data.heldout]
+                seen = zip(texts, at_hand, known["at_hand"])
+                changed = ", ".join([text for text, now, then in seen if now != then] or texts)
+                name = changed if key != "tokenizer_hash" else f"data.tokenizer = {run.data.tokenizer}"
                 raise InputError(
                     f"{name} is not what {self.path} was trained on: {key} is {identity[key]}, was {was}; put the old "
                     "one back, or choose another --out (`jaxsat report` needs no text)"

@@ -3,7 +3,7 @@ dropped. What is done is told by what is on disk, so an import that was stopped 
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from jaxsat import corpus as corpora
 from jaxsat import experiment as experiments
 from jaxsat import hosts, interop, measure, model, parallel
 from jaxsat.checkpoints import Store
-from jaxsat.config import InputError, Layout, Run, dumps, flatten, override, unknown
+from jaxsat.config import InputError, Layout, Run, dumps, flatten, unknown
 from jaxsat.directory import Directory
 from jaxsat.disk import write_atomically
 from jaxsat.measure import Measure, table
@@ -101,38 +101,17 @@ def _settled(asked: Import, there: Run, directory: Directory) -> Import:
     return dataclasses.replace(asked, **{key: was for key, was in told.items() if unsaid[key]})
 
 
-def _known_text(directory: Directory, run: Run) -> corpora.Corpus | None:
-    """The text of an import, on every host; the directory gets to know it. Raises InputError for another."""
-    found: list[corpora.Corpus | None] = []
-
-    def prepare() -> None:
-        found.append(text(directory, run))
-        if found[0]:
-            directory.know_text(run, found[0])
-
-    hosts.one_after_the_other(prepare)
-    hosts.first(directory.save)
-    return found[0]
-
-
-def text(
-    directory: Directory, run: Run, progress: corpora.Progress = lambda done, total, what: None
-) -> corpora.Corpus | None:
-    """That on which an imported series is measured, by its own tokenizer; None where it has none."""
-    if not run.data.corpus:
-        return None
-    tokenizer = directory.path / "runs" / run.id / "tokenizer.json"
-    if not tokenizer.exists():
-        raise InputError(f"{run.imported.name} came without a tokenizer.json: its loss on a text cannot be measured")
-    data = override(run, {"data.tokenizer": str(tokenizer)}).data
-    return corpora.prepare(data, run.model.vocab_size, run.model.context, progress)
-
-
 def imported(
-    directory: Directory, asked: Import, run: Run, stream: Sequence[Measure] = (), layout: Layout = Layout()
+    directory: Directory,
+    asked: Import,
+    run: Run,
+    stream: Sequence[Measure] = (),
+    layout: Layout = Layout(),
+    needed: Collection[int] | None = None,
 ) -> Iterator[tuple[int, int, pd.DataFrame]]:
-    """(steps done, of how many, rows) after each step that is not in the directory yet. With measures to `stream`,
-    after each that they have not seen: its rows, and its weights are dropped again. All hosts take the same steps.
+    """(steps done, of how many, rows) after each step that is not in the directory yet; of those that were here and
+    were dropped the `needed` ones, by default all. With measures to `stream`, after each step that they have not seen:
+    its rows, and its weights are dropped again. All hosts take the same steps.
 
     Raises InputError for a step of another model, one that is no more what it was, and one with the weights of another.
     """
@@ -148,7 +127,8 @@ def imported(
     corpus: corpora.Corpus | None = None
     mesh = make_mesh(pack, Layout(**hosts.first(lambda: dataclasses.asdict(pack_layout(pack, layout)))))
     with Store(directory.path / "checkpoints" / run.id, [run.id], writable=True) as store:
-        here = lambda step: step in lines and (not todo[step] if stream else step in store.steps)
+        unneeded = lambda step: needed is not None and step not in needed
+        here = lambda step: step in lines and (not todo[step] if stream else step in store.steps or unneeded(step))
         wanted = hosts.first(lambda: [step for step in run.imported.steps if not here(step)])
         found = asked.found() if wanted else {}
         for i, step in enumerate(wanted):
@@ -158,7 +138,9 @@ def imported(
                 lines[step] = _bring(asked, run, step, found[step], lines, mesh, store, log)
             rows = table.empty()
             if todo[step]:
-                corpus = corpus or _known_text(directory, run)  # whose tokenizer comes with the first step
+                if run.data.corpus and corpus is None:  # whose tokenizer comes with the first step
+                    corpus = directory.text(run)
+                    hosts.first(directory.save)
                 ((_, rows),) = measured(pack, store, corpus, {step: todo[step]}, layout, log.parent)
             yield i + 1, len(wanted), rows
 

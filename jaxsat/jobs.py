@@ -19,7 +19,7 @@ from jaxsat.config import InputError, Layout, Run
 from jaxsat.directory import Directory, RunState, text_key
 from jaxsat.measure import Computed, Measure, measured, table
 from jaxsat.measure.measure import values
-from jaxsat.measure.packs import Todo
+from jaxsat.measure.packs import Todo, text_of
 from jaxsat.series import Import
 from jaxsat.stop import Stop
 from jaxsat.sweep import Pack, describe_packs, parents_first
@@ -146,19 +146,35 @@ class Jobs:
             self.text(runs[key])
 
     def obtain(self, progress: Progress) -> None:
-        """Imports the series of others."""
+        """Imports the series of others; of what was measured as a stream, and dropped, only what is asked again."""
 
         def steps() -> Iterator[pd.DataFrame]:
+            needed = dict(hosts.first(lambda: [(id, sorted(steps)) for id, steps in self._needed().items()]))
             for pack in self.packs:
                 run = pack.runs[0]
                 if asked := self.imports.get(run.id):
-                    for i, n, rows in imports.imported(self.directory, asked, run, layout=self.layout):
+                    parts = imports.imported(self.directory, asked, run, (), self.layout, needed[run.id])
+                    for i, n, rows in parts:
                         progress("import", i / n, f"{asked.name}, {i} of {n} steps")
                         yield rows
 
         if self.imports:
             hosts.first(self.directory.save)
             self._run("import", steps())
+
+    def _needed(self) -> dict[str, set[int]]:
+        """Of each import the steps that a measure has not seen, or an untrained run starts from."""
+        done, best = self.done(), self.best()
+        needed = {id: set() for id in self.imports}
+        for pack, todo in [*self.unmeasured(done), *self.unmeasured(done, best)]:
+            needed.get(pack.runs[0].id, set()).update(todo)
+        starts = [run.start for pack in self.untrained() for run in pack.runs if run.start.run]
+        for pack in self.packs:
+            if (run := pack.runs[0]).id in needed:
+                needed[run.id] |= {start.step for start in starts if start.run in (run.id, run.imported.name)}
+                if run.id not in best and any(m.at == "best" for m in self._of(run)):
+                    needed[run.id] |= {*run.checkpoint_steps}
+        return needed
 
     def train(self, progress: Progress, tensorboard: bool = False) -> None:
         self.check_texts()
@@ -174,6 +190,8 @@ class Jobs:
             )
             if corpus:
                 on_its_text(run, self._task(run), corpus)
+                for data in dict.fromkeys(m.text for each in pack.runs for m in self._of(each) if m.text):
+                    text_of(data, corpus.tokenizer, run.model)
                 corpora.batch_at(corpus, run.order_seed, 0, run.train.batch_size)
         hosts.first(self.directory.save)
         if not all(hosts.together(lambda: self.directory.exists)):
@@ -254,23 +272,11 @@ class Jobs:
         return self.tasks[run.task] if run.task else LANGUAGE_MODEL
 
     def text(self, run: Run, progress: corpora.Progress = lambda done, total, what: None) -> corpora.Corpus | None:
-        """The corpus of a run, on every host, that the directory knows or gets to know; None where its task reads none.
-        Raises InputError for another."""
+        """`Directory.text`, prepared once; None where the run's task reads none, and of an import that has none."""
         if not self._task(run).reads or run.imported.name and not run.data.corpus:
             return None
         if (key := f"{text_key(run)} {run.model.context}") not in self.texts:
-
-            def prepare() -> None:
-                if run.imported.name:
-                    corpus = imports.text(self.directory, run, progress)
-                else:
-                    corpus = corpora.prepare(run.data, run.model.vocab_size, run.model.context, progress)
-                self.directory.know_text(run, corpus)
-                self.texts[key] = corpus
-
-            hosts.one_after_the_other(prepare)
-            identity = self.texts[key].identity()
-            hosts.agree({f"{name} of {', '.join(run.data.corpus)}": value for name, value in identity.items()})
+            self.texts[key] = self.directory.text(run, progress)
         return self.texts[key]
 
 

@@ -7,6 +7,7 @@ cache cannot read programs for absent devices back (jax 0.10.2).
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
@@ -33,7 +34,7 @@ from jaxsat.config import InputError, Layout, from_dict, validate_layout
 from jaxsat.corpus import cache_dir
 from jaxsat.machine import TPUS
 from jaxsat.sweep import Pack, make_packs
-from jaxsat.train import Program, hypers, train_step, write_atomically
+from jaxsat.train import LANGUAGE_MODEL, Program, Task, hypers, train_step, write_atomically
 from jaxsat.train.step import abstract_state
 
 COMMAND = [sys.executable, "-P", "-m", "jaxsat.plan"]
@@ -48,14 +49,14 @@ class Shape:
     depth: int
     width: int
     parameters: int
-    nonembedding: int
+    nonembedding: int | None  # None of a task, which says neither what an embedding is nor its FLOPs
     packs: int  # trained by this program, one after another
     runs: int  # a pack
     mesh: tuple[int, int, int]  # devices along pack, data, model
     remat: str
     gib: float | None  # a device, as compiled; None where the compiler does not say
     estimate: float  # the same by `model.step_bytes`, from which packs and layouts are chosen
-    flops: int  # a step of the pack, by `model.flops_per_token`
+    flops: int | None  # a step of the pack, by `model.flops_per_token`
     steps: int  # of all packs
     problem: str = ""  # why it cannot be trained so, and the smallest change with which it can
 
@@ -80,13 +81,13 @@ def table(plan: Plan) -> pd.DataFrame:
         {
             "depth x width": f"{s.depth} x {s.width}",
             "parameters": f"{s.parameters:,}",
-            "non-embedding": f"{s.nonembedding:,}",
+            "non-embedding": "?" if s.nonembedding is None else f"{s.nonembedding:,}",
             "packs x runs": f"{s.packs} x {s.runs}",
             "pack x data x model": " x ".join(map(str, s.mesh)),
             "remat": s.remat,
             "GiB a device": f"{'?' if s.gib is None else f'{s.gib:.2f}'} of {memory}",
             "estimate": f"{s.estimate:.2f}",
-            "FLOPs a step": f"{s.flops:.3g}",
+            "FLOPs a step": "?" if s.flops is None else f"{s.flops:.3g}",
             "": "does not fit" if s.problem else "fits",
         }
         for s in plan.shapes
@@ -96,7 +97,10 @@ def table(plan: Plan) -> pd.DataFrame:
 def summary(plan: Plan) -> list[str]:
     """What does not fit, and the whole sweep in a line."""
     lines = [f"depth {s.depth} width {s.width} x {s.runs} runs: {s.problem}" for s in plan.shapes if s.problem]
-    flops, runs = sum(s.steps * s.flops for s in plan.shapes), sum(s.packs * s.runs for s in plan.shapes)
+    known = [s for s in plan.shapes if s.flops is not None]
+    flops, runs = sum(s.steps * s.flops for s in known), sum(s.packs * s.runs for s in known)
+    if tasks := sum(s.packs * s.runs for s in plan.shapes) - runs:
+        lines.append(f"{tasks} runs of tasks, whose FLOPs are not known, are not in what follows")
     where = f"{plan.chips} chips of {f'{plan.slices} x ' if plan.slices > 1 else ''}{plan.topology}"
     cost = f"{plan.chip_hours:,.1f} chip-hours, {plan.hours:,.1f} h on {where}, at an MFU of {100 * plan.mfu:g} %"
     return [*lines, f"{runs} runs, {flops:.3g} FLOPs: {cost}"]
@@ -129,7 +133,7 @@ def plan(
     request |= {"layout": dataclasses.asdict(layout), "aborted": []}
     shapes = _shapes(request, say)
     peak = TPUS[topology.partition(":")[0]].flops
-    hours = sum(s.steps * s.flops / (math.prod(s.mesh) * peak * mfu) for s in shapes) / 3600
+    hours = sum(s.steps * (s.flops or 0) / (math.prod(s.mesh) * peak * mfu) for s in shapes) / 3600
     return Plan(topology, slices, chips, mfu, shapes, hours, hours * chips)
 
 
@@ -199,15 +203,18 @@ def _answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _serve(request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
     name, scale, topology, slices = (request[key] for key in ("name", "scale", "topology", "slices"))
     layout, aborted = from_dict(Layout, request["layout"]), dict(request["aborted"])
-    runs = experiments.load(name, scale).runs.values()
+    experiment = experiments.load(name, scale)
     devices = _devices(topology, slices)
+    task_of = lambda pack: experiment.tasks[pack.runs[0].task] if pack.runs[0].task else LANGUAGE_MODEL
     groups: dict[Any, list[Pack]] = {}
-    for pack in make_packs(runs, lambda run, n_runs: parallel.pack_size(run, n_runs, layout, devices)):
-        groups.setdefault((Program.of(pack), len(pack.runs)), []).append(pack)
+    for pack in make_packs(
+        experiment.runs.values(), lambda run, n_runs: parallel.pack_size(run, n_runs, layout, devices)
+    ):
+        groups.setdefault((Program.of(pack, task=task_of(pack)), len(pack.runs)), []).append(pack)
 
     def fits(label: str, pack: Pack, layout: Layout, topology: str) -> tuple[float | None, str]:
         """(GiB a device, why not)."""
-        lowered = _lowered(pack, layout, _devices(topology, slices))
+        lowered = _lowered(pack, layout, _devices(topology, slices), task_of(pack))
         key = [lowered.as_text(), topology, slices, *(metadata.version(p) for p in ("jax", "jaxlib", "libtpu"))]
         key += [os.environ.get("LIBTPU_INIT_ARGS"), os.environ.get("XLA_FLAGS")]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
@@ -228,19 +235,21 @@ def _serve(request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) ->
         gib, problem = fits(label, pack, layout, topology)
         if problem:
             problem = f"{problem}; {_remedy(label, pack, layout, chosen, topology, fits)}"
-        counts = model.count_parameters(m)
+        task, counts = task_of(pack), model.count_parameters(m)
+        init = functools.partial(task.init, m)
+        drawn = jax.eval_shape(init, jax.random.key(0), jnp.int32(m.rank)) if pack.runs[0].task else {}
         shape = Shape(
             depth=m.depth,
             width=m.width,
-            parameters=counts.total,
-            nonembedding=counts.nonembedding,
+            parameters=sum(x.size for x in jax.tree.leaves(drawn)) if drawn else counts.total,
+            nonembedding=None if drawn else counts.nonembedding,
             packs=len(packs),
             runs=len(pack.runs),
             mesh=mesh.devices.shape,
             remat=chosen.remat,
             gib=gib,
             estimate=here * model.step_bytes(m, rows, chosen, "tpu") / 2**30,
-            flops=sum(run.tokens_per_step for run in pack.runs) * model.flops_per_token(m),
+            flops=None if drawn else sum(run.tokens_per_step for run in pack.runs) * model.flops_per_token(m),
             steps=sum(pack.runs[0].last_step - pack.runs[0].first_step for pack in packs),
             problem=problem,
         )
@@ -272,12 +281,12 @@ def _halves(n: int) -> list[int]:
     return [n >> i for i in range(1, n.bit_length())]
 
 
-def _lowered(pack: Pack, layout: Layout, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
-    """The training step as `train_pack` runs it."""
+def _lowered(pack: Pack, layout: Layout, devices: Sequence[jax.Device], task: Task) -> jax.stages.Lowered:
+    """The training step as `train_pack` runs it, of language models on texts, not on pairs."""
     mesh, remat = parallel.make_mesh(pack, layout, devices), parallel.pack_layout(pack, layout, devices).remat
-    program, train = Program.of(pack, remat), pack.runs[0].train
+    program, train = Program.of(pack, remat, task), pack.runs[0].train
     hyper = parallel.abstract_like(jax.eval_shape(lambda: hypers(pack.runs)), parallel.per_run(mesh))
-    shape = (len(pack.runs), train.batch_size, pack.model.context + 1)
+    shape = (len(pack.runs), train.batch_size, pack.model.context + 1 if task.reads else 1)
     rows_KxBxT1 = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=parallel.per_run_and_row(mesh))
     return train_step.lower(program, mesh, abstract_state(program, mesh, hyper), hyper, rows_KxBxT1)
 

@@ -77,6 +77,9 @@ class Import:
         return {step: place for step, place in found.items() if not self.steps or step in self.steps}
 
     def run(self, config: ModelConfig, steps: Sequence[int]) -> Run:
+        """Raises InputError for steps that a table cannot hold."""
+        if (last := max(steps)) * self.tokens_per_step >= 2**63:
+            raise InputError(f"{self.name}: step {last} has {last * self.tokens_per_step} tokens, below 2^63 can be")
         return Run(config, data=self.data, imported=Imported(self.name, tuple(sorted(steps)), self.tokens_per_step))
 
 
@@ -157,14 +160,16 @@ def scored(
             found.append(evaluate.score(series.config, params, series.tokenizer, each, cut=cut))
             if writer:
                 rows = values(item_rows(found[-1]), each.name)
-                made = series.id, step, step * series.tokens_per_step, measure_name(each), 1, rows
+                made = series.id, step, step * series.tokens_per_step, measure_name(each, cut), 1, rows
                 writer.add(table.rows(*made))
     return found
 
 
 def name_of(source: str) -> str:
     """For a series: of a folder, or of a model of the hub; where that is a step, of what it is a step of."""
-    parts = [part for part in source.removeprefix(interop.HUB).partition("@")[0].split("/") if part not in ("", ".")]
+    if source.startswith(interop.HUB):
+        source = source.removeprefix(interop.HUB).partition("@")[0]
+    parts = [part for part in source.split("/") if part not in ("", ".")]
     named = [part for part in parts if interop.step_of(part) is None and part != ".."]
     return re.sub(r"[^\w.-]", "-", named[-1]) if named else "imported"
 

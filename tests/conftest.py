@@ -29,7 +29,7 @@ if "JAXSAT_TEST_COMPILED" not in os.environ:
     os.environ["JAXSAT_TEST_COMPILED"] = tempfile.mkdtemp(prefix="jaxsat-compiled-")
 COMPILED = os.environ["JAXSAT_TEST_COMPILED"]
 jax.config.update("jax_compilation_cache_dir", COMPILED)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxsat import interop, model
+from jaxsat import experiment as experiments
+from jaxsat import imports, interop, measure, model
 from jaxsat.checkpoints import load_run
 from jaxsat.cli import main
-from jaxsat.config import InputError, Preempted, Run
+from jaxsat.config import InputError, Layout, Preempted, Run
 from jaxsat.corpus import tokenizer as bpe
 from jaxsat.directory import Directory
 from jaxsat.measure import table
@@ -169,6 +170,25 @@ def test_a_series_is_streamed(theirs, tmp_path, capsys):
     assert len(list((out / "checkpoints").glob("*/*"))) == 3
 
 
+def test_what_was_streamed_is_fetched_again_only_for_what_is_new(experiment, theirs, tmp_path, capsys):
+    out, (asked,) = tmp_path / "out", experiments.load(experiment, "laptop").imports
+    imports.bring(out, asked, [experiment], Layout(), ignore)
+    there = lambda: sorted(int(p.name) for p in (out / "checkpoints").glob("*/*"))
+    study = Study(experiment, "laptop", out)
+    assert study.pending()[1:] == [
+        f"measure {m.name} (version {m.version}) of 0 checkpoints" for m in study.jobs.measures
+    ]
+    before = table.read(out / "measurements")
+    said(capsys, "reproduce", experiment, "--out", out)
+    assert there() == [] and table.read(out / "measurements").equals(before)
+    text = Path(experiment).read_text()
+    Path(experiment).write_text(
+        text.replace("measure.loss()", "measure.loss(), measure.Measure('step', lambda c: {'now': c.step}, at=(1000,))")
+    )
+    said(capsys, "reproduce", experiment, "--out", out)
+    assert there() == [1000]
+
+
 def test_an_import_is_stopped_and_goes_on(experiment, tmp_path, monkeypatch):
     from jaxsat import imports
 
@@ -255,6 +275,9 @@ def test_export_evaluate_and_generate(theirs, tmp_path, capsys):
         and rows["items.order.accuracy"] in (0, 1)
         and len(rows["items.item.accuracy"]) == 2
     )
+    said(capsys, "evaluate", out, "--items", "items.jsonl", "--cut")  # with leave to cut it is another measure
+    keys = {measure.items("items.jsonl", cut=cut).key for cut in (False, True)}
+    assert set(table.read(out / "measurements")["measure"]) == keys and len(keys) == 2
     written = said(capsys, "generate", out, "--prompt", "the sun", "--tokens", 5, "--step", 1000)
     assert written == said(capsys, "generate", folder, "--prompt", "the sun", "--tokens", 5)
     assert written.startswith("the sun")
@@ -306,4 +329,5 @@ def test_steps_that_are_missing():
 
 def test_names_of_series():
     assert name_of("a/pythia-14m/step1000") == name_of("hf:EleutherAI/pythia-14m@step1000") == "pythia-14m"
+    assert name_of("runs/a@b/step7") == "a-b" and name_of("hf:a/b") == "b"
     assert name_of("./my model/") == "my-model" and Import("pythia-14m", "").id != Run().id

@@ -112,6 +112,34 @@ def test_every_program_of_a_sweep_is_compiled_once_and_kept(mine, monkeypatch):
         plan._serve(_request(mine, layout={"pack": None, "data": None, "model": 2, "remat": None}), other.append)
 
 
+def test_a_task_is_compiled_as_what_it_is(tmp_path, monkeypatch):
+    """A regression of two numbers: of a language model of this config the parameters are 40 times as many."""
+    (tmp_path / "task.py").write_text("""
+import jax
+from jaxsat import ModelConfig, Run, Sweep, TrainConfig
+from jaxsat.train import Task
+
+TASKS = {"line": Task(lambda config, key, rank: {"w": jax.random.normal(key, (2,))},
+                      lambda config, params, rows, key, remat: (params["w"] ** 2).sum(), reads=False)}
+
+
+def sweeps(scale):
+    model, train = ModelConfig(width=8, heads=1, context=1), TrainConfig(steps=5, batch_size=8)
+    return [Sweep("main", Run(model, train, task="line"))]
+""")
+    monkeypatch.setenv("JAXSAT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(plan, "_devices", lambda topology, slices: jax.devices()[:1])
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "0" if name == "libtpu" else version(name))
+    answers: list[dict] = []
+    plan._serve(_request(str(tmp_path / "task.py"), topology="v5e:1x1"), answers.append)
+    shape = Shape(**answers[-1] | {"mesh": tuple(answers[-1]["mesh"])})
+    assert (shape.parameters, shape.nonembedding, shape.flops, shape.problem) == (2, None, None, "")
+    found = Plan("v5e:1x1", 1, 1, 0.4, [shape], 0.0, 0.0)
+    assert plan.table(found)["FLOPs a step"].tolist() == ["?"]
+    assert plan.summary(found)[0].startswith("1 runs of tasks, whose FLOPs are not known")
+
+
 @pytest.mark.parametrize(
     "message, gib",
     [

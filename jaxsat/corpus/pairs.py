@@ -5,7 +5,7 @@ first source token after a target's. Pairs share rows of `context` + 1 tokens, w
 sees another (`jaxsat.model.marked`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -52,23 +52,32 @@ def pack(tokens_N: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     Which pairs share a row never changes. All in memory, with some integers of 8 bytes a token on the way.
     """
     lengths_P = lengths_of(tokens_N)
+    row_P, at_P, widths_R = best_fit(lengths_P.tolist(), lambda length: width)
+    starts_P = np.cumsum(lengths_P) - lengths_P
+    place_N = np.repeat(row_P * width + at_P - starts_P, lengths_P) + np.arange(len(tokens_N))
+    shape = len(widths_R), width
+    rows_RxW, pair_RxW = np.full(shape, -1, tokens_N.dtype), np.full(shape, -1, np.int32)
+    rows_RxW.reshape(-1)[place_N] = tokens_N
+    pair_RxW.reshape(-1)[place_N] = np.repeat(np.arange(len(lengths_P)), lengths_P)
+    return rows_RxW, pair_RxW
+
+
+def best_fit(lengths_P: Sequence[int], width_of: Callable[[int], int]) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """(row_P, at_P, width_R): each in turn lies in the fullest row that still has room for it, at this place; else in a
+    new one, of a width for its length."""
     row_P, at_P = np.zeros((2, len(lengths_P)), np.int64)
-    open_rows: list[list[int]] = [[] for _ in range(width + 1)]  # by the room in them
+    width_R: list[int] = []
+    open_rows: dict[int, list[int]] = {}  # by the room in them
     rooms = 0  # bit n: there is an open row with room for n
-    n_rows = 0
-    for i, length in enumerate(lengths_P.tolist()):
+    for i, length in enumerate(lengths_P):
         if enough := rooms >> length:
             room = length + (enough & -enough).bit_length() - 1
             row = open_rows[room].pop()
             rooms ^= 0 if open_rows[room] else 1 << room
         else:
-            row, room, n_rows = n_rows, width, n_rows + 1
-        row_P[i], at_P[i] = row, width - room
-        open_rows[room - length].append(row)
+            row, room = len(width_R), width_of(length)
+            width_R.append(room)
+        row_P[i], at_P[i] = row, width_R[row] - room
+        open_rows.setdefault(room - length, []).append(row)
         rooms |= 1 << (room - length)
-    starts_P = np.cumsum(lengths_P) - lengths_P
-    place_N = np.repeat(row_P * width + at_P - starts_P, lengths_P) + np.arange(len(tokens_N))
-    rows_RxW, pair_RxW = np.full((n_rows, width), -1, tokens_N.dtype), np.full((n_rows, width), -1, np.int32)
-    rows_RxW.reshape(-1)[place_N] = tokens_N
-    pair_RxW.reshape(-1)[place_N] = np.repeat(np.arange(len(lengths_P)), lengths_P)
-    return rows_RxW, pair_RxW
+    return row_P, at_P, width_R

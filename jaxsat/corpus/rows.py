@@ -61,7 +61,8 @@ class Corpus(Statistics):
     corpus: tuple[str, ...]  # names as they were given, of paths the last part
     weights: tuple[float, ...]  # of the texts
     tokenizer: Path  # tokenizer.json; read it by `jaxsat.corpus.tokenizer.load`
-    marked: bool  # it holds pairs: a token that is no target is written ~token, see `jaxsat.corpus.pairs`
+    marked: bool  # its training rows hold pairs: a token that is no target is written ~token, see `jaxsat.corpus.pairs`
+    heldout_marked: bool  # its held-out rows do
     # rows_RxT1 of each text: overlapping views of the mapped files, uint16 or uint32, of which copy what you take; of
     # pairs int16 or int32
     train: tuple[np.ndarray, ...]
@@ -356,7 +357,8 @@ def _read(directory: Path, data: DataConfig, context: int) -> Corpus:
         corpus=tuple(label(name) for name in data.corpus),
         weights=weights,
         tokenizer=directory / "tokenizer.json",
-        marked=any(pairs for _, pairs in (*train, *heldout)),
+        marked=any(pairs for _, pairs in train),
+        heldout_marked=any(pairs for _, pairs in heldout),
         train=tuple(trained),
         heldout_MxT1=np.concatenate(slices)[order_M],
         heldout_document_MxT=np.concatenate(documents_)[order_M],

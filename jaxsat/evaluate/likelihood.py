@@ -1,6 +1,5 @@
 """log P of continuations given their contexts, in few compiled programs."""
 
-import bisect
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 
 from jaxsat import model
 from jaxsat.config import InputError, ModelConfig
-from jaxsat.corpus.pairs import Pair
+from jaxsat.corpus.pairs import Pair, best_fit
 from jaxsat.evaluate.scores import BLOCK_TOKENS, exact
 
 CHUNK = 256  # targets whose logits are held at once
@@ -144,17 +143,10 @@ def _widest(config: ModelConfig) -> int:
 
 def _lines(config: ModelConfig, tries: Sequence[_Trie]) -> list[tuple[int, list[list[_Trie]]]]:
     """[(width, lines of this width)]: each trie, the longest first, in the fullest line that has room for it."""
-    of_width: dict[int, list[list[_Trie]]] = {}
-    lines: list[list[_Trie]] = []
-    rooms: list[tuple[int, int]] = []  # (room in it, number of a line), ascending
-    for trie in sorted(tries, key=lambda trie: -len(trie.tokens)):
-        size = len(trie.tokens)
-        if (enough := bisect.bisect_left(rooms, (size,))) < len(rooms):
-            room, number = rooms.pop(enough)
-        else:
-            room, number = min(max(WIDTH, padded_length(size)), _widest(config)), len(lines)
-            lines.append([])
-            of_width.setdefault(room, []).append(lines[number])
-        lines[number].append(trie)
-        bisect.insort(rooms, (room - size, number))
-    return list(of_width.items())
+    tries = sorted(tries, key=lambda trie: -len(trie.tokens))
+    width_of = lambda size: min(max(WIDTH, padded_length(size)), _widest(config))
+    row_P, _, width_R = best_fit([len(trie.tokens) for trie in tries], width_of)
+    lines: list[list[_Trie]] = [[] for _ in width_R]
+    for trie, row in zip(tries, row_P):
+        lines[row].append(trie)
+    return [(n, [line for line, width in zip(lines, width_R) if width == n]) for n in dict.fromkeys(width_R)]

@@ -14,14 +14,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from numbers import Number
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 
 def identity(of: Any, folder: Path) -> str:
     """A hash of a function with what it names in the Python files of `folder`, its arguments and what it closes over:
-    numbers, texts, functions, and lists, dicts and dataclasses of them; of an array the shape, of others the type. What
-    lies elsewhere is known by its name: "" for a bare function of jaxsat."""
+    numbers, texts, functions, and lists, dicts, dataclasses and objects of the folder's classes with them; of an array
+    the shape, of others the type. What lies elsewhere is known by its name: "" for a bare function of jaxsat."""
     found = _Reader(folder.resolve()).value(of)
     if isinstance(found, str) and found.startswith("jaxsat."):
         return ""
@@ -45,14 +45,40 @@ class _Reader:
         x = inspect.unwrap(x)  # of jax.jit
         if isinstance(x, FunctionType):
             return self._function(x)
+        if inspect.ismethod(x):
+            return ["method", self.value([x.__func__, x.__self__])]
         if inspect.ismodule(x):
-            tree = self._tree(getattr(x, "__file__", None), x.__name__)
-            return _shape(tree.body) if tree else x.__name__
+            return self._module(x)
         if hasattr(x, "__qualname__"):
-            beside = self._tree(getattr(sys.modules.get(x.__module__), "__file__", None), x.__module__)
-            return x.__qualname__ if beside else f"{x.__module__}.{x.__qualname__}"
-        inside = vars(x) if dataclasses.is_dataclass(x) else {}
-        return [type(x).__qualname__, str(getattr(x, "shape", "")), self.value(inside)]
+            return self._class(x)
+        beside = self._class_in(type(x)) is not None
+        inside = vars(x) if hasattr(x, "__dict__") and (beside or dataclasses.is_dataclass(x)) else {}
+        kind = self._class(type(x)) if beside else type(x).__qualname__
+        return [kind, str(getattr(x, "shape", "")), self.value(inside)]
+
+    def _module(self, x: ModuleType) -> Any:
+        tree = self._tree(getattr(x, "__file__", None), x.__name__)
+        if not tree or x in self._seen:
+            return x.__name__
+        self._seen.add(x)
+        imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        return [_shape(tree.body), self._named({name for node in imports for name in _bound(node)}, tree, vars(x))]
+
+    def _class(self, x: Any) -> Any:
+        """Of a class, or of what is a part of one."""
+        found = self._class_in(x)
+        if not found or x in self._seen:
+            return x.__qualname__ if found else f"{x.__module__}.{x.__qualname__}"
+        self._seen.add(x)
+        tree, nodes = found
+        of = vars(sys.modules[x.__module__])
+        return [x.__qualname__, _shape(nodes), self._named(set().union(*map(_free, nodes)), tree, of, nodes)]
+
+    def _class_in(self, x: Any) -> tuple[ast.Module, list[ast.AST]] | None:
+        """The file of the folder that a class stands in, and where it does."""
+        tree = self._tree(getattr(sys.modules.get(x.__module__), "__file__", None), x.__module__)
+        name = x.__qualname__.rpartition(".")[2]
+        return tree and (tree, [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == name])
 
     def _function(self, f: FunctionType) -> Any:
         if f in self._seen:  # functions may name or close over each other
@@ -62,18 +88,25 @@ class _Reader:
         if not tree:  # what one of jaxsat closes over its measure has in its name
             name = f"{f.__module__}.{f.__qualname__}"
             return [name, self.value(held)] if held and not name.startswith("jaxsat.") else name
-        named, nodes = set(), _nodes(f.__code__, tree)
-        todo = sorted(set().union(*map(_free, nodes)) - {*f.__code__.co_freevars})
-        for name in todo:  # what it names at the top of its file, and what that names
+        nodes = _nodes(f.__code__, tree)
+        named = self._named(set().union(*map(_free, nodes)) - {*f.__code__.co_freevars}, tree, f.__globals__, nodes)
+        return [_shape(nodes), named, self.value([*held, f.__defaults__, f.__kwdefaults__])]
+
+    def _named(
+        self, names: set[str], tree: ast.Module, of: Mapping[str, Any], nodes: Sequence[ast.AST] = ()
+    ) -> list[str]:
+        """What is named at the top of a file beside `nodes`, and what that names; `of`, what its imports stand for."""
+        named, todo = set(), sorted(names)
+        for name in todo:
             for node in tree.body:
                 if name not in _bound(node) or node in nodes:
                     continue
                 if isinstance(node, ast.Import | ast.ImportFrom):
-                    named.add(json.dumps(self.value(f.__globals__.get(name))))
+                    named.add(json.dumps(self.value(of.get(name))))
                 else:
                     named.add(json.dumps(_shape(node)))
                     todo += sorted(_free(node) - {*todo})
-        return [_shape(nodes), sorted(named), self.value([*held, f.__defaults__, f.__kwdefaults__])]
+        return sorted(named)
 
     def _tree(self, file: str | None, module: str | None) -> ast.Module | None:
         """Of a file of the folder; None for those of jaxsat itself, whose versions tell when they change."""

@@ -25,12 +25,12 @@ def items(
             raise InputError(f"items {found.name}: the model has no tokenizer.json")
         return item_rows(score(c.config, c.params, bpe.load(str(c.tokenizer), c.config.vocab_size), found, cut=cut))
 
-    return Measure(measure_name(found), of, at)
+    return Measure(measure_name(found, cut), of, at)
 
 
-def measure_name(found: Items) -> str:
+def measure_name(found: Items, cut: bool) -> str:
     told = [(item.id, item.group, item.context, item.options, item.answer) for item in found.items]
-    return f"items {found.name} {hashlib.sha256(repr(told).encode()).hexdigest()[:8]}"
+    return f"items {found.name} {hashlib.sha256(repr(told).encode()).hexdigest()[:8]}" + (" cut" if cut else "")
 
 
 def item_rows(scores: Scores) -> pd.DataFrame:

@@ -226,7 +226,8 @@ def _final_hidden(config: ModelConfig, params: model.Params, rows_NxBxT1: jax.Ar
 def _states(c: Checkpoint, rows_NxT1: np.ndarray) -> tuple[jax.Array, jax.Array]:
     """(h_NxD, targets_N) of all positions of the rows that have a target."""
     targets_N = rows_NxT1[:, 1:].reshape(-1)
-    h_NxD = _final_hidden(c.config, c.params, blocks(rows_NxT1), c.corpus.marked).reshape(-1, c.config.width)
+    marked = c.corpus.marked or c.corpus.heldout_marked
+    h_NxD = _final_hidden(c.config, c.params, blocks(rows_NxT1), marked).reshape(-1, c.config.width)
     at_N = np.flatnonzero(targets_N >= 0)
     whole = len(at_N) == len(targets_N)  # as of text: a slice, not a copy a row
     return h_NxD[: len(targets_N)] if whole else h_NxD[at_N], jnp.asarray(targets_N[at_N])

@@ -94,8 +94,8 @@ def heldout(corpus: Corpus, put: Callable[[np.ndarray], jax.Array] = jax.numpy.a
     tokens_NxBxT1 = blocks(corpus.heldout_MxT1, n_devices)
     unit_NxBxT = np.pad(unit_MxT, ((0, tokens_NxBxT1.shape[0] * tokens_NxBxT1.shape[1] - len(unit_MxT)), (0, 0)),
                         constant_values=-1).reshape(*tokens_NxBxT1.shape[:2], -1)  # fmt: skip
-    bytes_per_token = np.float32(corpus.bytes_per_token)
-    return Heldout(put(tokens_NxBxT1), put(unit_NxBxT.astype(np.int32)), n_units, bytes_per_token, corpus.marked)
+    arrays = put(tokens_NxBxT1), put(unit_NxBxT.astype(np.int32))
+    return Heldout(*arrays, n_units, np.float32(corpus.bytes_per_token), corpus.heldout_marked)
 
 
 def every(run: Run) -> bool:

@@ -1,6 +1,7 @@
 """Measures of the checkpoints of one pack: parameters are read once a step, traced measures run over all devices."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -74,12 +75,13 @@ def _other_texts(pack: Pack, corpus: Corpus | None, todo: Todo, folder: epath.Pa
     if tokenizer is None or not tokenizer.exists():
         text = ", ".join(next(iter(asked)).corpus)
         raise InputError(f"the loss on {text} needs a tokenizer, and run {pack.runs[0].id} has no tokenizer.json")
+    return {data: text_of(data, tokenizer, pack.model) for data in asked}
 
-    def read(data: DataConfig) -> Corpus:
-        whole = dataclasses.replace(data, tokenizer=str(tokenizer), heldout_fraction=1.0)
-        return prepare(whole, pack.model.vocab_size, pack.model.context)
 
-    return {data: hosts.one_after_the_other(lambda data=data: read(data)) for data in asked}
+def text_of(data: DataConfig, tokenizer: os.PathLike, config: ModelConfig) -> Corpus:
+    """The text of a measure, on every host: all of it held out, as this tokenizer cuts it."""
+    whole = dataclasses.replace(data, tokenizer=str(tokenizer), heldout_fraction=1.0)
+    return hosts.one_after_the_other(lambda: prepare(whole, config.vocab_size, config.context))
 
 
 def own(pack: Pack, params_K: Any, run: Run) -> model.Params:

@@ -93,6 +93,8 @@ def cells(column: pd.Series) -> list[str]:
 def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return " + ".join(map(str, value))
     if isinstance(value, int | float):
         return number(value)
     return "–" if value is None or value is pd.NA else str(value)

@@ -83,6 +83,18 @@ class Point:
     x: int
 
 
+class Scaled:
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, c):
+        return self.of(c)
+
+    def of(self, c):
+        return c * self.by + NOTHING
+
+
+NOTHING = 0
 LAMBDAS = [lambda c: c + 1, lambda c: c + 2, lambda c: (lambda d: d + c)]
 INNER = LAMBDAS[2](1)
 FOUND = {
@@ -92,19 +104,30 @@ FOUND = {
     "run": factory(Run()), "model": factory(Run(ModelConfig(depth=3))), "set": factory({"b", "a"}),
     "local": local, "class": factory(Point), "object": factory(Point(2)), "none": factory(None),
     "function": factory(half), "np": factory(np.int64(2)),
+    "callable": Scaled(2), "another": Scaled(3), "method": Scaled(2).of,
     "with_math": lambda c: math.floor(c),
 }
 '''
-HELPER = "COUNT = 2\n\n\ndef doubled(x):\n    return COUNT * x\n"
+HELPER = """import deep_of_identity as deep
+from deep_of_identity import ZERO
+
+COUNT = 2
 
 
-def loaded(path: Path, text: str, helper: str = HELPER) -> dict[str, str]:
+def doubled(x):
+    return COUNT * x + ZERO
+"""
+DEEP = "ZERO = 0\n\n\ndef unused():\n    return 1\n"
+
+
+def loaded(path: Path, text: str, helper: str = HELPER, deep: str = DEEP) -> dict[str, str]:
     """The identity of each function of FOUND, where the file has this name and text."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
     modules = {}
     with pytest.MonkeyPatch.context() as patch:
-        for name, file, source in (("helper_of_identity", path.parent / "helper_of_identity.py", helper),
+        for name, file, source in (("deep_of_identity", path.parent / "deep_of_identity.py", deep),
+                                   ("helper_of_identity", path.parent / "helper_of_identity.py", helper),
                                    (f"jaxsat_experiment_{path.stem}", path, text)):  # fmt: skip
             file.write_text(source)
             spec = importlib.util.spec_from_file_location(name, file)
@@ -173,6 +196,10 @@ def loaded_of(of) -> str:
         ("UNUSED = 5", "UNUSED = 6", set()),
         ("k = 7", "k = 8", set()),
         ("Point(2)", "Point(3)", {"object"}),
+        ("x: int", "x: float", {"class", "object"}),
+        ("self.by + NOTHING", "self.by - NOTHING", {"callable", "another", "method"}),
+        ("NOTHING = 0", "NOTHING = 1", {"callable", "another", "method"}),
+        ("Scaled(3)", "Scaled(4)", {"another"}),
         ("norm(UNUSED)", "norm(c)", {"local"}),
     ],
 )
@@ -184,6 +211,8 @@ def test_what_is_edited_is_another_and_nothing_else_is(before, tmp_path, old, ne
 
 def test_what_lies_beside_counts_and_what_is_installed_does_not(before, tmp_path):
     after = loaded(tmp_path / "a" / "mine.py", TEXT, HELPER.replace("COUNT * x", "x * COUNT"))
+    assert {name for name in before if after[name] != before[name]} == {"imported", "through"}
+    after = loaded(tmp_path / "a" / "mine.py", TEXT, deep=DEEP.replace("ZERO = 0", "ZERO = 1"))
     assert {name for name in before if after[name] != before[name]} == {"imported", "through"}
     after = loaded(tmp_path / "a" / "mine.py", TEXT, HELPER.replace("COUNT = 2", "COUNT = 3"))
     assert {name for name in before if after[name] != before[name]} == {"imported", "through"}
