@@ -38,6 +38,7 @@ def said(*argv: str) -> str:
     return stdout.getvalue()
 
 
+@pytest.mark.slow
 def test_a_measure_of_ones_own(home):
     assert DEPTH[DEPTH.index("def embedding") :].strip().count("\n") < 15, "at most 15 lines"
     (home / "depth.py").write_text(DEPTH)

@@ -20,7 +20,9 @@ def greedy(logits_of, prompt, n, ends=()):
     return ids
 
 
-@pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
+@pytest.mark.parametrize("switches", [
+    pytest.param(of, id=name, marks=[pytest.mark.slow] * (name == "gpt2")) for name, of in SWITCHES.items()
+])  # fmt: skip
 def test_greedy_tokens_are_those_of_the_uncached_model(switches):
     config = ModelConfig(depth=2, width=24, heads=4, context=40, vocab_size=64, **switches)
     params = draw(config, 2)

@@ -64,9 +64,11 @@ ALIKE = [
 
 @pytest.mark.parametrize("switches, width", [
     ({"positions": "rotary", "rotary_fraction": 0.5, "kv_heads": 1}, 128),
-    ({"positions": "learned", "norm": "layer", "bias": True, "parallel_residual": True}, 128),
+    pytest.param(
+        {"positions": "learned", "norm": "layer", "bias": True, "parallel_residual": True}, 128, marks=pytest.mark.slow
+    ),
     ({"positions": "learned"}, 16),  # tries that are wider, and some that are split
-    ({"positions": "rotary", "scan_layers": True}, 128),
+    pytest.param({"positions": "rotary", "scan_layers": True}, 128, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_beginnings_read_once_change_nothing(switches, width, monkeypatch):
     monkeypatch.setattr(likelihood, "WIDTH", width)

@@ -106,7 +106,7 @@ def judged(law, final, best, noise, draws):
     return inside, [np.median([(p[i].high - p[i].low) / 2 for p in pairs]) for i in (0, 1)]
 
 
-@pytest.mark.parametrize("law, widest", [("recalled", 2), ("another", 3)])
+@pytest.mark.parametrize("law, widest", [pytest.param("recalled", 2, marks=pytest.mark.slow), ("another", 3)])
 def test_planted_gaps_at_the_papers_own_sizes(law, widest):
     """Three larger models, which leave one degree of freedom: of 60 intervals of 90 % fewer than 48 hold with a chance
     of 0.7 %. Without a misfit given they are far too wide to tell."""

@@ -129,7 +129,7 @@ def test_fewer_states_than_a_batch_is_an_error():
         heads.train_frozen_heads(h, t, V, (2,))
 
 
-@pytest.mark.parametrize("power", [0.5, 1.5])
+@pytest.mark.parametrize("power", [pytest.param(0.5, marks=pytest.mark.slow), 1.5])
 def test_the_control_gives_the_known_answer(power):
     w = world(vocab_size=211, rank=12, power=power, logit_sd=1.5, seed=0, contexts=3001)
     ranks = (1, 2, 4, 6, 9, 12)

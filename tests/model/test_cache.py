@@ -17,7 +17,10 @@ SWITCHES = {
 }
 
 
-@pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
+@pytest.mark.parametrize("switches", [
+    pytest.param(of, id=name, marks=[pytest.mark.slow] * (name in ("llama", "one key head")))
+    for name, of in SWITCHES.items()
+])  # fmt: skip
 def test_rows_of_different_lengths_in_chunks_are_the_rows_whole(switches):
     config = ModelConfig(**SHAPE, **switches)
     params = jax.tree.map(lambda x: 3 * x, jax.jit(model.init, static_argnums=0)(config, jax.random.key(0)))

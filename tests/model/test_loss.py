@@ -138,7 +138,11 @@ def mixture_oracle(z_BxNxR, w_RxV, targets_BxT, log_prior_BxTxK):
 # Chunks of 28, 1, and all 3 positions of 3 softmaxes.
 @pytest.mark.parametrize(
     "n_rows, n_positions, n_softmaxes, rank, vocab_size",
-    [(3, 101, 3, 12, 1000), (100, 5, 4, 2, 50), (2, 3, 3, 8, 50304)],
+    [
+        (3, 101, 3, 12, 1000),
+        pytest.param(100, 5, 4, 2, 50, marks=pytest.mark.slow),
+        pytest.param(2, 3, 3, 8, 50304, marks=pytest.mark.slow),
+    ],
 )
 def test_a_mixture_against_float64(n_rows, n_positions, n_softmaxes, rank, vocab_size):
     z, w, targets, log_prior = mixture(n_rows, n_positions, n_softmaxes, rank, vocab_size)

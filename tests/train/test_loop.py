@@ -247,6 +247,7 @@ except Preempted:
 """
 
 
+@pytest.mark.slow
 def test_killed_while_it_saves_it_continues_to_the_same_numbers(trained, tiny_pack, tiny_corpus, tmp_path):
     out, env = (
         tmp_path / "out",

@@ -108,6 +108,7 @@ def test_what_was_learnt_on_targets_is_written(on_pairs, corpora):
     assert np.exp(losses(lines)[0]) < 30  # of 20 words; sources, which cannot be known, are never asked for
 
 
+@pytest.mark.slow
 def test_a_pack_of_a_mixture_goes_on_to_the_same_numbers(run, corpora, tmp_path):
     pack = Pack((run, override(run, {"seed": 1, "train.learning_rate": 0.01})))
     train_pack(pack, corpora[run], tmp_path)

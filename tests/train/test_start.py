@@ -46,6 +46,7 @@ def test_all_kept_is_the_run_that_was_never_left(out, trunk, tiny_corpus):
         assert store.steps == [20, 40, 60]
 
 
+@pytest.mark.slow
 def test_cooldowns_of_one_trunk(out, trunk, tiny_corpus):
     """In one pack; both begin where the trunk was, and their rate falls to 0."""
     values = {"train.schedule": "linear", "train.decay_fraction": 1 / 3, "train.final_lr": 0.0, "train.steps": 60}
@@ -89,7 +90,9 @@ def test_a_rank_starts_from_its_own(out, trunk, tiny_corpus):
     equal(load_run(out, branch.id, 0)[1], load_run(out, small.id, 60)[1])
 
 
-@pytest.mark.parametrize("head, ranks", [("mixture", (4, 2)), ("nonlinear", (20, 3))])
+@pytest.mark.parametrize(
+    "head, ranks", [("mixture", (4, 2)), pytest.param("nonlinear", (20, 3), marks=pytest.mark.slow)]
+)
 def test_a_rank_of_any_head_starts_from_its_own(trunk, tiny_corpus, tmp_path, head, ranks):
     values = {"model.head": head, "train.steps": 2, "train.warmup_steps": 0}
     runs = [override(trunk, values | {"model.head_rank": rank}) for rank in ranks]

@@ -92,6 +92,7 @@ def test_it_is_measured_like_any_other(runs, out, traced):
     assert rows.set_index("series")["value"][runs[1].id] == pytest.approx(float(jnp.linalg.norm(params["down"])))
 
 
+@pytest.mark.slow
 def test_a_model_trains_on_its_own_samples(tiny_run, tiny_corpus, tmp_path):
     run, task = override(tiny_run, {"task": "own", "train.steps": 12}), own_samples(0.5)
     train_pack(Pack((run,)), tiny_corpus, tmp_path, task=task)
