@@ -28,7 +28,7 @@ test: parity
 	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow'
 
 test-all: parity
-	JAXSAT_TEST_DEVICES=8 $(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -3,29 +3,34 @@
     DIR/checkpoints/<pack id>/<step>/{params, rest}
 
 `params` is read alone by measurements; `rest` holds what training needs to go on; the step's own metadata names its
-runs and the wall time spent. A step counts once it is complete; an interrupted save leaves a temporary directory that
-is swept away, and the step before it restores.
+runs, the wall time spent, and the `checksums` of every array as the devices held it, by which all that is read is
+verified. A step counts once it is complete; an interrupted save leaves a temporary directory that is swept away, and
+the step before it restores. What is damaged is kept aside as <step>.damaged, with the reason in why.txt.
 """
 
 import contextlib
 import functools
 import gc
+import json
 import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypedDict
 
 import jax
 import numpy as np
 import tensorstore
+import xxhash
 from etils import epath
 from orbax.checkpoint import path as orbax_path
 from orbax.checkpoint import v1 as ocp
 
 from jaxsat import hosts
+from jaxsat.checksums import Checksums, checksums
 from jaxsat.config import Imported, InputError, ModelConfig, Run, from_dict
-from jaxsat.disk import read_json
+from jaxsat.disk import is_noted, note_folder, read_json
 from jaxsat.parallel import abstract_like
 from jaxsat.sweep import Pack
 
@@ -79,6 +84,14 @@ def _not_of_late_reads(hook: Callable[[Any], None], unraisable: Any) -> None:
         hook(unraisable)
 
 
+class Damaged(InputError):
+    """A step that cannot be read, or is not what was saved."""
+
+    def __init__(self, path: epath.Path, why: str):
+        super().__init__(f"{path} cannot be read ({why}): remove it to do without it")
+        self.why = why
+
+
 class Store:
     """The checkpoints of one pack: the runs `run_ids`, stacked on a leading axis K in this order.
 
@@ -105,9 +118,11 @@ class Store:
             this, among = jax.process_index(), self._context.multiprocessing
             among.primary_host, among.active_processes = this, {this}
             among.barrier_sync_key_prefix = f"{this} alone"
-        self._saving: ocp.AsyncResponse[None] | None = None
+        self._thread = ThreadPoolExecutor(1)
+        self._saving: Future[None] | None = None
         self.steps: list[int] = first(lambda: self._complete_steps(sweep=writable))
-        owner = first(lambda: next((r for step in reversed(self.steps) if (r := self._about(step).get("runs"))), None))
+        abouts = (self._metadata(step)[1] for step in reversed(self.steps))
+        owner = first(lambda: next((about["runs"] for about in abouts if about), None))
         self.run_ids = list(run_ids if run_ids is not None else owner or [])
         if owner not in (None, self.run_ids):
             raise InputError(
@@ -123,7 +138,7 @@ class Store:
             raise InputError(f"{self.directory} cannot be a folder: a file is in its place, move it away") from None
         if not found and not writable:
             raise InputError(f"no checkpoints in {self.directory}: train first")
-        foreign = [name for name in found if _TEMPORARY not in name]
+        foreign = [name for name in found if _TEMPORARY not in name and ".damaged" not in name]
         if foreign and not any(name.isdigit() for name in foreign):
             raise InputError(
                 f"{self.directory} holds no checkpoint but {', '.join(foreign[:5])}: "
@@ -136,6 +151,9 @@ class Store:
         for path in self.directory.iterdir() if sweep and self.directory.exists() else ():
             if _TEMPORARY in path.name or path.name.isdigit() and int(path.name) not in steps:
                 path.rmtree()
+        for step in steps if sweep else ():  # of one that was killed before it had noted them
+            if not is_noted(self.directory / str(step)):
+                self._note(step)
         return steps
 
     @_one_error_only()
@@ -145,36 +163,38 @@ class Store:
         What goes wrong there is raised by the next save, or on closing.
         """
         self.close()
-        path, about = self.directory / str(step), {"runs": self.run_ids, "seconds": seconds}
+        parts = _parts(state)
+        about = {"runs": self.run_ids, "seconds": seconds, "checksums": checksums(parts)}
+        about |= {"checksum": _digest(about)}
         with self._context:
-            self._saving = ocp.save_checkpointables_async(
-                path, _parts(state), custom_metadata=about, overwrite=step in self.unreadable
-            )
+            saving = ocp.save_checkpointables_async(self.directory / str(step), parts, custom_metadata=about)
+        self._saving = self._thread.submit(self._finish, saving, step)
         self.steps = sorted({*self.steps, step})
+
+    def _finish(self, saving: ocp.AsyncResponse[None], step: int) -> None:
+        saving.result()
+        self._note(step)
+
+    def _note(self, step: int) -> None:
+        """The hashes of a step's files, for `disk.faults`; a bucket has its own, and what it holds is not fetched."""
+        if jax.process_index() == 0 and "://" not in str(self.directory):
+            note_folder(self.directory / str(step))
 
     def latest(self, abstract: dict[str, Any]) -> tuple[dict[str, Any], float] | None:
         """(state, seconds spent) of the newest step that can be read as `abstract`; None where there is none yet.
 
-        Steps that cannot be read (by any host) are kept in `unreadable`, with the reason, and logged. Raises InputError
-        when all are, and when a checkpoint is of a model of other shapes.
+        Newer ones, which are damaged, are set aside, and logged; `unreadable` has their reasons. Raises InputError when
+        all are, and when a checkpoint is of a model of other shapes.
         """
-        found: dict[str, Any] = {}
-
-        def read(step: int) -> str | None:
-            try:
-                found.update(self._read(step, _parts(abstract)), seconds=self._about(step)["seconds"])
-            except KeyError as e:
-                return _reason(e)
-
         for step in reversed(self.steps):
-            reasons = list(filter(None, self._together(lambda step=step: read(step))))
-            if not reasons:
-                for damaged, why in self.unreadable.items() if jax.process_index() == 0 else ():
-                    logger.warning(
-                        "%s cannot be read (%s): going on from step %d", self.directory / str(damaged), why, step
-                    )
-                return {"params": found["params"], **found["rest"]}, found["seconds"]
-            self.unreadable[step] = reasons[0]
+            try:
+                found = self._verified(step, _parts(abstract))
+            except Damaged as e:
+                self.unreadable[step] = e.why
+                continue
+            for damaged, why in self.unreadable.items():
+                self.set_aside(damaged, why, f"going on from step {step}")
+            return {"params": found["params"], **found["rest"]}, self._about(step)["seconds"]
         if self.unreadable:
             damage = "; ".join(f"step {s}: {why}" for s, why in self.unreadable.items())
             raise InputError(f"no checkpoint in {self.directory} can be read ({damage}): move it away to start fresh")
@@ -189,13 +209,32 @@ class Store:
         self._complete(step)
         if abstract is None:
             abstract = abstract_like(self.shapes(step), jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+        return self._verified(step, {"params": abstract})["params"]
+
+    def verify(self, step: int) -> None:
+        """Reads all arrays of a step. Raises InputError for one that is not what was saved."""
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         with self._damage_named(step):
-            return self._read(step, {"params": abstract})["params"]
+            self._about(step)
+        for name, stored in self._stored(step).items():
+            if name in ("params", "rest") and stored is not None:
+                self._verified(step, {name: abstract_like(stored, device)})
+
+    def set_aside(self, step: int, why: str, then: str) -> None:
+        """Keeps a damaged step under another name, where nothing takes it for one; the first of many hosts does. `then`
+        says what comes of it."""
+        if jax.process_index() == 0:
+            logger.warning("%s cannot be read (%s): %s", self.directory / str(step), why, then)
+            n = sum(path.name.startswith(f"{step}.damaged") for path in self.directory.iterdir())
+            aside = self.directory / (f"{step}.damaged" + (f"-{n + 1}" if n else ""))
+            (self.directory / str(step)).rename(aside)
+            (aside / "why.txt").write_text(why)
+        self.steps.remove(step)
 
     def drop(self, step: int) -> None:
         """Removes a step; the first of many hosts does."""
         if jax.process_index() == 0:
-            (self._complete(step)).rmtree()
+            self._complete(step).rmtree()
         self.steps.remove(step)
 
     def shapes(self, step: int) -> Any:
@@ -209,9 +248,8 @@ class Store:
     def state(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         """All that training needs to go on from `step`, as `abstract` says. Raises InputError as `params` does."""
         self._complete(step)
-        with self._damage_named(step):
-            found = self._read(step, _parts(abstract))
-            return {"params": found["params"], **found["rest"]}
+        found = self._verified(step, _parts(abstract))
+        return {"params": found["params"], **found["rest"]}
 
     @_one_error_only()
     def params_of(self, run_id: str, step: int) -> Any:
@@ -235,7 +273,10 @@ class Store:
         with self._damage_named(step):
             arrays = jax.tree.map_with_path(lambda keys, _: opened(keys), self.shapes(step))
             reads = jax.tree.map(lambda array: array.result()[k].read(), arrays)
-            return jax.tree.map(lambda read: jax.device_put(read.result(), device), reads)
+            params = jax.tree.map(lambda read: jax.device_put(read.result(), device), reads)
+            expected = {name: of_K[k : k + 1] for name, of_K in self._about(step)["checksums"].items()}
+            _check_sums({"params": jax.tree.map(lambda x: x[None], params)}, expected)
+            return params
 
     def _complete(self, step: int) -> epath.Path:
         if step not in self.steps:
@@ -248,24 +289,44 @@ class Store:
         try:
             yield
         except (KeyError, ValueError) as e:
-            raise InputError(
-                f"{self.directory / str(step)} cannot be read ({_reason(e)}): remove it to do without it"
-            ) from None
+            raise Damaged(self.directory / str(step), _reason(e)) from None
 
     def _stored(self, step: int) -> dict[str, Any]:
         """Trees of the shapes stored at a step; None for what is damaged."""
         return self._metadata(step)[0]
 
     def _about(self, step: int) -> dict[str, Any]:
-        """What `save` noted beside the arrays; empty when that file is damaged."""
-        return self._metadata(step)[1]
+        """What `save` noted beside the arrays; KeyError when that file is damaged."""
+        if about := self._metadata(step)[1]:
+            return about
+        raise KeyError("no readable metadata")
 
     @_one_error_only()
     def _metadata(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         with self._context, contextlib.suppress(ocp.errors.InvalidLayoutError):  # no file that orbax begins with
             found = ocp.checkpointables_metadata(self.directory / str(step))
-            return found.metadata, found.custom_metadata or {}
+            about = dict(found.custom_metadata or {})
+            return found.metadata, about if about.pop("checksum", None) == _digest(about) else {}
         return {}, {}
+
+    def _verified(self, step: int, parts: dict[str, Any]) -> dict[str, Any]:
+        """Arrays as they were saved. Raises Damaged, on all hosts when one of them cannot read its part."""
+        found: dict[str, Any] = {}
+
+        expected: Checksums = {}
+
+        def read() -> str | None:
+            try:
+                found.update(self._read(step, parts))
+                expected.update(self._about(step)["checksums"])
+            except KeyError as e:
+                return _reason(e)
+
+        if why := next(filter(None, self._together(read)), None):
+            raise Damaged(self.directory / str(step), why)
+        with self._damage_named(step):
+            _check_sums(found, expected)
+        return found
 
     @_one_error_only()
     def _read(self, step: int, parts: dict[str, Any]) -> dict[str, Any]:
@@ -274,7 +335,7 @@ class Store:
         for name in parts:
             if stored.get(name) is None:
                 raise KeyError(f"{name}: no readable metadata")
-        has, wants = _shapes(stored["params"]), _shapes(parts["params"])
+        has, wants = (_shapes(tree["params"]) if "params" in parts else {} for tree in (stored, parts))
         if differing := sorted(key for key in has | wants if has.get(key) != wants.get(key)):
             key = differing[0]
             raise InputError(
@@ -297,6 +358,7 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+        self._thread.shutdown()
 
 
 def load_run(out: epath.PathLike, run_id: str, step: int) -> tuple[ModelConfig, Any]:
@@ -354,6 +416,17 @@ def find_run(out: epath.PathLike, run_id: str) -> tuple[Run, Pack]:
 def _parts(state: dict[str, Any]) -> dict[str, Any]:
     rest = {k: v for k, v in state.items() if k != "params"}
     return {"params": state["params"]} | ({"rest": rest} if rest else {})  # orbax saves nothing empty
+
+
+def _check_sums(found: dict[str, Any], expected: Checksums) -> None:
+    """Raises ValueError for an array that is not what was saved."""
+    for name, sum_K in checksums(found).items():
+        if sum_K != expected.get(name):
+            raise ValueError(f"{name} is not what was saved")
+
+
+def _digest(about: dict[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(about, sort_keys=True).encode())
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from jaxsat.commands import (
+    Check,
     Command,
     Compute,
     CorpusList,
@@ -130,6 +131,8 @@ def run(command: Command) -> int:
 
     checkpoints.quiet()
     match command:
+        case Check():
+            return _check(command.out)
         case Import():
             return _import(command, console)
         case Export():
@@ -150,8 +153,8 @@ def run(command: Command) -> int:
     with _Bar(console) as bar:
         match command:
             case Reproduce() if type(command) is Reproduce:
-                study.train(bar, command.tensorboard)
-                study.measure(bar)
+                trained = study.train(bar, command.tensorboard)
+                study.measure(bar, wait=trained)
                 if share == (1, 1):
                     bar("report", 0.0, "fits, figures and claims")
                     page = study.report()
@@ -177,7 +180,7 @@ def run(command: Command) -> int:
         print(said or page)
     if page:
         hosts.first(lambda: _say_verdicts(page.parent / "claims.json", console))
-    return 0
+    return int(type(command) is Reproduce and bool(hosts.first(lambda: study.directory.failed(study.experiment.runs))))
 
 
 def _say_verdicts(path: os.PathLike, console: Console) -> None:
@@ -194,6 +197,17 @@ def _say_verdicts(path: os.PathLike, console: Console) -> None:
     counted = verdicts.tally((c.paper, c.kind, c.verdict) for c in claims)
     for said in (table, *verdicts.headline(counted)):
         console.print(said, highlight=False, markup=False)
+
+
+def _check(out: str) -> int:
+    from jaxsat.check import check
+
+    n = 0
+    for fault in check(out):
+        print(fault, flush=True)
+        n += 1
+    print(f"{out}: {f'{n} faults' if n else 'all is as it was written'}", file=sys.stderr)
+    return int(n > 0)
 
 
 def _import(command: Import, console: Console) -> int:

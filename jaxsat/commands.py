@@ -73,6 +73,13 @@ class Report(Where):
     """Where the report is put, if not in the output directory: of a study that is not yours to write to."""
 
 
+@dataclass(frozen=True)
+class Check:
+    """Read everything in an output directory and name what is damaged. Exit code 1: something is."""
+
+    out: Annotated[Positional[str], tyro.conf.arg(metavar="DIR")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan(What):
     """Compile a sweep for TPUs that are not here: what fits, memory, FLOPs, chip-hours. Exit code 1: it does not fit.
@@ -208,6 +215,7 @@ Command = (
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Index, tyro.conf.subcommand("index")]
     | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Import, tyro.conf.subcommand("import")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]

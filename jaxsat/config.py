@@ -165,6 +165,7 @@ class Run:
     task: str = ""  # name of one of the experiment's TASKS; "": a language model
     start: Start = field(default_factory=Start)
     imported: Imported = field(default_factory=Imported)
+    allow_divergence: bool = False  # it may diverge without its study being called failed
 
     @property
     def order_seed(self) -> int:

@@ -226,6 +226,11 @@ class Directory:
     def states(self, runs: Iterable[str]) -> dict[str, "RunState"]:
         return {id: run_state(self.path, id, self.runs[id].last_step) for id in runs}
 
+    def failed(self, runs: Iterable[str]) -> list[str]:
+        """Those that diverged and were not expected to."""
+        diverged = (id for id, state in self.states(runs).items() if state.name == "diverged")
+        return [id for id in diverged if not self.runs[id].allow_divergence]
+
     def mend_logs(self, runs: Iterable[str]) -> None:
         """Of runs that are at their end, as a measurement or a checkpoint there tells, but whose log is gone or ends
         before, writes what can be known: that they are, or that they had diverged by some checkpoint."""

@@ -1,29 +1,106 @@
-"""What a study keeps in files: whole or absent as they are written, and what they should be as they are read."""
+"""What a study keeps in files: whole or absent as they are written, and what they should be as they are read.
+
+Beside every file lies its hash, in .<name>.xxh3, and in every folder that is written as one those of all its files, in
+.xxh3: a bit that is flipped is found.
+"""
 
 import json
+import os
 import typing
 import uuid
+from collections.abc import Iterator, Mapping
 from types import UnionType
 from typing import Any, Literal
 
+import xxhash
 from etils import epath
 
 from jaxsat.config import InputError
 
+HASHES = ".xxh3"
 _NAMES = {dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a number",
           bool: "true or false", type(None): "null"}  # fmt: skip
 
 
-def write_atomically(path: epath.Path, text: str) -> None:
+def write_atomically(path: epath.Path, content: str | bytes) -> None:
     """A reader sees the old file or the new one, never half of one. Raises InputError where a file is in the way of the
     folder."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"{path.parent} cannot be a folder: a file is in its place, move it away") from None
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
-    temporary.write_text(text)
+    content = content.encode() if isinstance(content, str) else content
+    # First the hash: a process that ends in between leaves the file of the hash before, and that stays.
+    known = _noted(path)
+    before = known.read_text().split()[:-1] if known.exists() else []
+    hashes = list(dict.fromkeys([_hash(content), *before]))[:4]  # of several writers at once
+    _put(known, "\n".join([*hashes, _hash("".join(hashes).encode())]).encode())
+    _put(path, content)
+
+
+def _hash(content: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def _put(path: epath.Path, content: bytes) -> None:
+    temporary = path.parent / f".{path.name.lstrip('.')}.{uuid.uuid4().hex}.tmp"
+    temporary.write_bytes(content)
     temporary.replace(path)
+
+
+def _noted(path: epath.Path) -> epath.Path:
+    return path.parent / f".{path.name}{HASHES}"
+
+
+def intact(path: epath.Path, content: bytes) -> bool:
+    """Whether a file is as `write_atomically` left it; one that was not written so is."""
+    noted = _noted(path)
+    if not noted.exists():
+        return True
+    *hashes, whole = noted.read_bytes().decode(errors="replace").split() or [""]
+    return _hash("".join(hashes).encode()) == whole and _hash(content) in hashes
+
+
+def note_folder(folder: epath.Path, files: Mapping[str, bytes] | None = None) -> None:
+    """Notes the hashes of all files in a folder, which will not change any more; `files` where they are not there
+    yet."""
+    if files is None:
+        files = {os.path.relpath(path, folder): path.read_bytes() for path in _below(folder) if path.name != HASHES}
+    hashes = {name: _hash(content) for name, content in sorted(files.items())}
+    folder.mkdir(parents=True, exist_ok=True)
+    _put(folder / HASHES, json.dumps(hashes, indent=0).encode())
+
+
+def _below(folder: epath.Path) -> Iterator[epath.Path]:
+    """All files."""
+    return (root / name for root, _, names in folder.walk() for name in names)
+
+
+def is_noted(folder: epath.Path) -> bool:
+    return (folder / HASHES).exists()
+
+
+def faults(out: epath.Path) -> Iterator[tuple[epath.Path, str]]:
+    """What is not as it was written below a folder: the file, and what is wrong with it. Reads all that has hashes."""
+    noted_files = sorted(path for path in _below(out) if path.name.endswith(HASHES))
+    for noted in (path for path in noted_files if path.name != HASHES):
+        path = noted.parent / noted.name.removesuffix(HASHES)[1:]
+        if not path.exists():
+            yield path, f"{path} is gone"
+        elif not intact(path, path.read_bytes()):
+            yield path, f"{path} is not as it was written"
+    for noted in (path for path in noted_files if path.name == HASHES):
+        try:
+            hashes = _checked(json.loads(noted.read_text()), dict[str, str])
+        except ValueError as e:
+            yield noted, f"{noted} cannot be read ({str(e).splitlines()[0]})"
+            continue
+        for name, was in hashes.items():
+            path = noted.parent / name
+            if not path.exists():
+                yield path, f"{path} is gone"
+            elif _hash(path.read_bytes()) != was:
+                yield path, f"{path} is not as it was written"
 
 
 def read_json(path: epath.Path, shape: Any, kind: str, todo: str) -> Any:
@@ -45,7 +122,10 @@ def read_lines(path: epath.Path, shape: Any, kind: str, todo: str, last: int = 0
 
 def _read(path: epath.Path, parse: typing.Callable[[str], Any], kind: str, todo: str) -> Any:
     try:
-        return parse(path.read_text())
+        found = parse((content := path.read_bytes()).decode())
+        if intact(path, content):
+            return found
+        why = "it is not as it was written"
     except (ValueError, RecursionError) as e:
         why = str(e).partition("\n")[0]
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:

@@ -103,7 +103,7 @@ class Experiment:
         beside = {path for path in loaded if path.parent == self.file.parent and path.suffix == ".py"}
         ours = {path for kind in ("*.py", "*.html") for path in Path(__file__).parent.rglob(kind)}
         for path in sorted({self.file, *beside, *ours}):
-            h.update(path.read_bytes())
+            h.update(path.read_bytes() if path.is_file() else b"")  # a module whose file is gone
         return h.hexdigest()
 
     @property

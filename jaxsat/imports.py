@@ -2,6 +2,7 @@
 dropped. What is done is told by what is on disk, so an import that was stopped goes on."""
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 
@@ -13,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxsat import corpus as corpora
 from jaxsat import experiment as experiments
-from jaxsat import hosts, interop, measure, model, parallel
+from jaxsat import hosts, interop, lease, measure, model, parallel
 from jaxsat.checkpoints import Store
 from jaxsat.config import InputError, Layout, Run, dumps, flatten, unknown
 from jaxsat.directory import Directory
@@ -46,6 +47,7 @@ def bring(
     directory.runs[run.id] = run
     hosts.first(directory.save)
     with (
+        lease.held(directory.path, "train"),
         Stop("stopped in an import") as stop,
         table.Writer(directory.path / "measurements", f"import-{asked.name}") as writer,
     ):
@@ -197,9 +199,8 @@ def _descent(embedding_VxD: jax.Array, path: epath.Path, is_first: bool) -> dict
     flat = np.asarray(embedding_VxD, np.float32).ravel()
     sample = flat[:: max(1, flat.size // SAMPLE)]
     if is_first:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as f:
-            np.save(f, sample)
+        np.save(content := io.BytesIO(), sample)
+        write_atomically(path, content.getvalue())
     if not path.exists():
         return {}
     with path.open("rb") as f:

@@ -128,6 +128,8 @@ class Jobs:
             said.append(f"{metric} is not a number {n} times, which are left out")
         for pack in self.packs:
             said += imports.notices(self.directory, pack.runs[0]) if pack.runs[0].imported.name else []
+            for aside in sorted((self.directory.path / "checkpoints" / pack.id).glob("*.damaged*")):
+                said.append(f"{aside} is damaged and kept aside: {(aside / 'why.txt').read_text()}")
         return said + ([f"{gone} checkpoints that were to be measured are gone"] if gone else [])
 
     def _of(self, run: Run) -> list[Measure]:
@@ -176,7 +178,8 @@ class Jobs:
                     needed[run.id] |= {*run.checkpoint_steps}
         return needed
 
-    def train(self, progress: Progress, tensorboard: bool = False) -> None:
+    def train(self, progress: Progress, tensorboard: bool = False) -> bool:
+        """Whether a pack was not at its end."""
         self.check_texts()
         packs = hosts.first(lambda: [pack.id for pack in self.untrained()])
         packs = parents_first([pack for pack in self.packs if pack.id in packs])
@@ -212,6 +215,7 @@ class Jobs:
 
             text, task = self.text(pack.runs[0]), self._task(pack.runs[0])
             train_pack(pack, text, self.directory.path, step_done, self.layout, tensorboard=tensorboard, task=task)
+        return bool(packs)
 
     def measure(self, progress: Progress) -> None:
         self.check_texts()

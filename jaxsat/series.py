@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from tokenizers import Tokenizer
 
-from jaxsat import evaluate, interop, model
+from jaxsat import evaluate, interop, lease, model
 from jaxsat.checkpoints import Store, cut_head, find_run, finite
 from jaxsat.config import DataConfig, Imported, InputError, ModelConfig, Run, validate
 from jaxsat.corpus import tokenizer as bpe
@@ -153,9 +153,10 @@ def scored(
     params, found = series.params(step), []
     with contextlib.ExitStack() as stack:
         out = epath.Path(where)
-        writer = (
-            stack.enter_context(table.Writer(out / "measurements", "items")) if (out / "sweep.json").exists() else None
-        )
+        writer = None
+        if (out / "sweep.json").exists():
+            stack.enter_context(lease.held(out, "items", waiting=lambda who: None))
+            writer = stack.enter_context(table.Writer(out / "measurements", "items"))
         for each in items:
             found.append(evaluate.score(series.config, params, series.tokenizer, each, cut=cut))
             if writer:

@@ -11,7 +11,7 @@ import pandas as pd
 from etils import epath
 
 from jaxsat import experiment as experiments
-from jaxsat import hosts, imports, parallel, report
+from jaxsat import hosts, imports, lease, parallel, report
 from jaxsat.claims import Judged, judge
 from jaxsat.config import InputError, Layout, flatten, validate_layout
 from jaxsat.directory import Directory, RunState, runs_table
@@ -52,7 +52,7 @@ class Study:
         self.packs = [Pack(tuple(self.directory.runs[id] for id in ids)) for ids in plan]
         here = {pack.id for pack in self.directory.packs}
         self.directory.packs += [pack for pack in self.packs if pack.id not in here]
-        i, n = share
+        self.share = i, n = share
         computed = self.experiment.computed[i - 1 :: n]
         writer = f"{self.name}-{i}-of-{n}"
         self.jobs = Jobs(self.directory, self.packs[i - 1 :: n], frozenset(asked), self.experiment.measures, computed,
@@ -73,14 +73,17 @@ class Study:
 
     # The stages.
 
-    def train(self, progress: Progress, tensorboard: bool = False) -> None:
-        with user_code(self.experiment.file):
+    def train(self, progress: Progress, tensorboard: bool = False) -> bool:
+        """Whether there was anything to train."""
+        with user_code(self.experiment.file), lease.held(self.out, "train", self.share):
             self.jobs.obtain(progress)
             hosts.first(lambda: self.directory.mend_logs(self.experiment.runs))
-            self.jobs.train(progress, tensorboard)
+            return self.jobs.train(progress, tensorboard)
 
-    def measure(self, progress: Progress) -> None:
-        with user_code(self.experiment.file):
+    def measure(self, progress: Progress, wait: bool = False) -> None:
+        """`wait`: for another process that measures, rather than refuse."""
+        waiting = (lambda who: progress("measure", 0.0, who)) if wait else None
+        with user_code(self.experiment.file), lease.held(self.out, "measure", self.share, waiting):
             self.jobs.measure(progress)
 
     def pending(self) -> list[str]:

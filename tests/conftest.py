@@ -17,12 +17,11 @@ from jaxsat.config import Run, override
 from jaxsat.corpus import Corpus, prepare
 from jaxsat.sweep import Pack
 from jaxsat.train import train_pack
-from tests.devices import DEVICES
 
 pytest_plugins = ["tests.studies"]
 
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", DEVICES)
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # One cache of compiled programs for all workers, and for the processes that tests start: of all programs, which makes

@@ -9,5 +9,5 @@ def sweeps(scale):
     train = TrainConfig(steps=20, batch_size=4, warmup_steps=2, checkpoint_every=10)
     base = Run(model, train, DataConfig(("words.txt",), heldout_tokens=256))
     small = product({"model.head_rank": [2, 8], "seed": [0, 1]})
-    hot = [{"model.head_rank": 8, "train.learning_rate": 1e30}]
+    hot = [{"model.head_rank": 8, "train.learning_rate": 1e30, "allow_divergence": True}]
     return [Sweep("main", base, small), Sweep("hot", base, hot)]

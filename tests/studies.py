@@ -77,8 +77,15 @@ def trained_and_measured(study: Study) -> None:
 
 
 def files(folder: Path) -> dict[str, int]:
-    """When each file was last written, in nanoseconds."""
-    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    """When each file was last written, in nanoseconds; without those of hashes."""
+    found = (p for p in folder.rglob("*") if p.is_file() and not p.name.endswith(".xxh3"))
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in found}
+
+
+def by_hand(path: Path, content: str | bytes) -> None:
+    """Writes a file that then has no hash, as a file of the user."""
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    (path.parent / f".{path.name}.xxh3").unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")

@@ -357,6 +357,7 @@ def test_a_configuration_that_is_not_that_of_its_run_is_named(with_sweep, tiny_p
     id = tiny_pack.runs[0].id
     for path in (with_sweep / "sweep.json", with_sweep / "runs" / id / "config.json"):
         path.write_text(path.read_text().replace('"seed":0', '"seed":9').replace('"seed": 0', '"seed": 9'))
+        (path.parent / ".config.json.xxh3").unlink(missing_ok=True)
         with pytest.raises(InputError, match=f"the configuration of run {id} is not that of its id: put it back"):
             load_run(with_sweep, id, 40)
         (with_sweep / "sweep.json").unlink(missing_ok=True)

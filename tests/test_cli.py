@@ -44,7 +44,8 @@ CLAIMS = [
 
 
 def files(folder: Path) -> dict[str, int]:
-    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    found = (p for p in folder.rglob("*") if p.is_file() and not p.name.endswith(".xxh3"))
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in found}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -132,6 +133,13 @@ def test_a_second_time_only_the_path_is_new(log, home, capfd):
     assert files(home / "runs") == before
 
 
+def test_a_run_that_was_not_expected_to_diverge_fails_its_study(log, finished, edited, capfd):
+    file = edited(', "allow_divergence": True', "")
+    assert main(["reproduce", file, "--out", str(finished)]) == 1
+    said = capfd.readouterr()
+    assert "diverged at step" in said.err and "index.html" in said.out
+
+
 def test_report_rebuilds_and_fit_prints(log, home, capfd):
     page = home / "runs" / "mine" / "report" / "index.html"
     text = page.read_bytes()
@@ -191,7 +199,7 @@ def test_dry_run_says_what_is_pending_and_stops(log, home, edited, capfd):
 def test_stages_one_at_a_time_where_told(log, tmp_path, capfd):
     out = tmp_path / "elsewhere"
     assert main(["train", "mine.py", "--out", str(out), "--tensorboard"]) == 0
-    assert {p.name for p in out.iterdir()} == {"sweep.json", "runs", "checkpoints"}
+    assert {p.name for p in out.iterdir() if p.name[0] != "."} == {"sweep.json", "runs", "checkpoints"}
     assert list(out.glob("runs/*/tensorboard/*"))
     assert (
         main(["measure", "mine.py", "--out", str(out)]) == 0
@@ -355,7 +363,7 @@ def test_stopped_is_neither_done_nor_wrong(edited, capfd, raised, code, said):
     [
         (["reproduce", "mine.py", "--scale", "laptpo"], "'laptop', 'workstation', 'pod'"),
         (["reproduce", "mine.py", "--scael", "pod"], "--scale"),
-        (["reprodcue", "mine.py"], "fit, report, plan, index, show, import, export, evaluate, generate, corpus"),
+        (["reprodcue", "mine.py"], "fit, report, plan, index, show, check, import, export, evaluate, generate, corpus"),
         (["reproduce"], "NAME|FILE"),
         ([], "reproduce"),
     ],

@@ -112,6 +112,7 @@ DEFAULTS = {
     "imported.name": None,
     "imported.steps": (),
     "imported.tokens_per_step": 1,
+    "allow_divergence": False,
 }
 
 
@@ -176,7 +177,7 @@ def test_every_key_changes_the_id(key):
         ({"model": {"widht": 8}}, "unknown configuration key 'model.widht'; did you mean 'model.width'?"),
         ({"modle": {"width": 8}}, "unknown configuration key 'modle.width'; did you mean 'model.width'?"),
         ({"train": {"lr": 1.0}}, "unknown configuration key 'train.lr'; did you mean 'train.learning_rate'?"),
-        ({"zzz": 1}, "unknown configuration key 'zzz'; known: data.corpus, "),
+        ({"zzz": 1}, "unknown configuration key 'zzz'; known: allow_divergence, data.corpus, "),
         ({"model": {"width": 8.5}}, "model.width = 8.5: must be of type int"),
         ({"model": {"width": "8"}}, "model.width = '8': must be of type int"),
         ({"model": {"width": None}}, "model.width = None: must be of type int"),

@@ -13,7 +13,7 @@ from jaxsat.config import InputError, Run, from_dict
 from jaxsat.directory import Directory, RunState, run_state, runs_table, summary
 from jaxsat.study import Study
 from jaxsat.train import read_metrics
-from tests.studies import EXPERIMENT, files, ignore, trained_and_measured
+from tests.studies import EXPERIMENT, by_hand, files, ignore, trained_and_measured
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -25,7 +25,7 @@ def test_every_file_is_where_the_design_says(out):
         assert {f"runs/{id}/{name}" for name in ("config.json", "env.json", "metrics.jsonl")} <= found
     assert {"sweep.json", "measurements/mine-laptop-1-of-1.parquet", "report/index.html", "report/claims.json"} <= found
     for folder in ("report", "reports/mine-laptop"):
-        assert {p.name for p in (out / folder).iterdir()} == {"index.html", "claims.json", "figures", "tables"}
+        assert {p.name for p in (out / folder).iterdir()} == {".xxh3", "index.html", "claims.json", "figures", "tables"}
     assert {p.name for p in (out / "checkpoints").iterdir()} == {pack.id for pack in study.packs}
     for pack in study.packs:
         steps = {int(p.name) for p in (out / "checkpoints" / pack.id).iterdir() if p.name.isdigit()}
@@ -202,7 +202,7 @@ def test_a_setting_that_changes_numbers_is_refused(copy, setting, value):
 def test_another_version_of_jax_is_said_and_not_refused(copy):
     path = next((copy / "runs").glob("*/env.json"))
     launch = json.loads(path.read_text())[0]
-    path.write_text(json.dumps([launch, launch | {"packages": launch["packages"] | {"jax": "9.9"}}]))
+    by_hand(path, json.dumps([launch, launch | {"packages": launch["packages"] | {"jax": "9.9"}}]))
     study = Study("mine.py", "laptop", copy)
     assert any("different versions of jax: " in said and "9.9" in said for said in study.notices())
     assert "9.9" in study.report().read_text()

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypedDict
 import pytest
 from etils import epath
 
+from jaxsat import disk
 from jaxsat.config import InputError
 from jaxsat.disk import read_json, read_lines, write_atomically
 
@@ -58,7 +59,38 @@ def test_what_is_right_is_as_it_was_written(tmp_path):
     path = epath.Path(tmp_path) / "deep" / "x.json"
     write_atomically(path, json.dumps(RIGHT))
     assert read_json(path, Shape, "a thing", "mend it") == RIGHT
-    assert [p.name for p in path.parent.iterdir()] == ["x.json"]
+    assert {p.name for p in path.parent.iterdir()} == {"x.json", ".x.json.xxh3"}
+
+
+def test_what_was_written_over_by_another_hand_is_not_read(tmp_path):
+    path = epath.Path(tmp_path) / "x.json"
+    for size in (1.0, 2.0, 3.0):
+        write_atomically(path, json.dumps(RIGHT | {"size": size}))
+        assert list(disk.faults(path.parent)) == []
+    path.write_text(json.dumps(RIGHT | {"size": 2.0}))  # as where a process ended between the hash and the file
+    assert read_json(path, Shape, "a thing", "mend it")["size"] == 2.0
+    path.write_text(json.dumps(RIGHT | {"size": 4.0}))
+    with pytest.raises(InputError, match=r"x\.json is not a thing \(it is not as it was written\): mend it"):
+        read_json(path, Shape, "a thing", "mend it")
+    assert [fault for _, fault in disk.faults(path.parent)] == [f"{path} is not as it was written"]
+    path.unlink()
+    assert [fault for _, fault in disk.faults(path.parent)] == [f"{path} is gone"]
+
+
+def test_a_folder_that_is_written_as_one(tmp_path):
+    folder = epath.Path(tmp_path) / "report"
+    for name in ("a.txt", "deep/b.bin"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    disk.note_folder(folder)
+    assert list(disk.faults(folder)) == []
+    (folder / "a.txt").write_bytes(b"b.txt")
+    (folder / "deep" / "b.bin").unlink()
+    assert [fault for _, fault in disk.faults(folder)] == [
+        f"{folder / 'a.txt'} is not as it was written", f"{folder / 'deep/b.bin'} is gone"
+    ]  # fmt: skip
+    (folder / ".xxh3").write_text("{")
+    assert "cannot be read" in next(disk.faults(folder))[1]
 
 
 def test_lines_are_named_by_their_number(tmp_path):

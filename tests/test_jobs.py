@@ -14,7 +14,7 @@ from jaxsat.directory import Directory, summary
 from jaxsat.measure import Checkpoint, table
 from jaxsat.results import NotMeasured
 from jaxsat.study import Study
-from tests.studies import COMPUTED, EXPERIMENT, OWN, files, ignore, trained_and_measured
+from tests.studies import COMPUTED, EXPERIMENT, OWN, by_hand, files, ignore, trained_and_measured
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -60,7 +60,7 @@ def test_killed_between_stages_it_goes_on(copy):
     shutil.rmtree(copy / "report")
     path = copy / "measurements" / "mine-laptop-1-of-1.parquet"
     measured = pd.read_parquet(path)
-    measured[measured["step"] < 10].to_parquet(path)
+    by_hand(path, measured[measured["step"] < 10].to_parquet())
     begun = Study("mine.py", "laptop", copy)
     begun.measure(ignore)
     pd.testing.assert_frame_equal(table.read(copy / "measurements"), table.newest(measured))
@@ -177,7 +177,7 @@ def test_checkpoints_that_are_gone_are_said_and_do_not_stop_the_rest(copy, user_
 
 def cut_log(folder: Path) -> None:
     path = folder / "metrics.jsonl"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    by_hand(path, "".join(path.read_text().splitlines(keepends=True)[:3]))
 
 
 @pytest.mark.parametrize("which", [0, 4], ids=["done", "diverged"])
@@ -307,7 +307,7 @@ def test_shares_split_all_of_the_work(home, user_file, tmp_path):
     whole = Study(own, "laptop", tmp_path / "out")
     assert whole.pending()[0].startswith("train nothing") and not [p for p in whole.pending() if "compute" in p]
     assert not [p for p in whole.pending() if p.startswith("measure") and " 0 " not in p and "best" not in p]
-    assert {p.name for p in (tmp_path / "out" / "measurements").iterdir()} == {
+    assert {p.name for p in (tmp_path / "out" / "measurements").glob("*.parquet")} == {
         f"mine-laptop-{i}-of-2.parquet" for i in (1, 2)
     }
     assert "square" in set(whole.results().measurements["metric"])

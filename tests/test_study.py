@@ -11,7 +11,7 @@ import pytest
 from jaxsat.config import InputError
 from jaxsat.measure import table
 from jaxsat.study import Study
-from tests.studies import COMPUTED, EXPERIMENT, OWN, files, ignore, trained_and_measured
+from tests.studies import COMPUTED, EXPERIMENT, OWN, by_hand, files, ignore, trained_and_measured
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -89,7 +89,7 @@ def test_a_report_is_stale_by_what_it_is_made_of_and_not_by_clocks(copy, user_fi
 
 def drop_rows(folder: Path, n: int) -> None:
     path = folder / "measurements" / "mine-laptop-1-of-1.parquet"
-    pd.read_parquet(path)[:-n].to_parquet(path)
+    by_hand(path, pd.read_parquet(path)[:-n].to_parquet())
 
 
 def test_a_report_reads_each_file_once(copy, monkeypatch):

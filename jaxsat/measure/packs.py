@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsat import hosts, model
-from jaxsat.checkpoints import Store, cut_head
+from jaxsat.checkpoints import Damaged, Store, cut_head
 from jaxsat.config import DataConfig, InputError, Layout, ModelConfig, Run
 from jaxsat.corpus import Corpus, prepare
 from jaxsat.evaluate import exact
@@ -37,6 +37,8 @@ def measured(
     """(step, rows of the table that this host is to write) for each step of `todo`, ascending. Without a corpus, only
     what needs no text can be measured. `folder`: where the tokenizers of its runs lie, DIR/runs.
 
+    A step that is damaged is set aside.
+
     Parameters lie over the devices as in training, and the held-out rows over axis `data`. Products are taken in full
     float32, whatever training did (C8: TF32 and bf16 passes move a loss in its fourth digit).
     """
@@ -49,9 +51,13 @@ def measured(
     finish: Callable[[], pd.DataFrame] | None = None
     before = -1
     for step in sorted(todo):
-        shapes = store.shapes(step)
-        abstract = abstract_like(shapes, state_shardings(mesh, shapes))
-        params_K = store.params(step, abstract)  # read while the devices still measure the one before
+        try:
+            shapes = store.shapes(step)
+            abstract = abstract_like(shapes, state_shardings(mesh, shapes))
+            params_K = store.params(step, abstract)  # read while the devices still measure the one before
+        except Damaged as e:
+            store.set_aside(step, e.why, "it is not measured")
+            continue
         if finish:
             yield before, finish()
         traced = {m: runs for m, runs in todo[step] if m.traced}

@@ -5,8 +5,8 @@ head's rank), metric, value; and which measure made it, in which version. A meas
 without a metric, so that it is not asked again.
 """
 
+import io
 import time
-import uuid
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ import pyarrow as pa
 from etils import epath
 
 from jaxsat.config import InputError
+from jaxsat.disk import intact, write_atomically
 
 COLUMNS = {
     "series": "str",
@@ -59,8 +60,10 @@ def read(folder: epath.PathLike) -> pd.DataFrame:
 
 def _read(path: epath.Path) -> pd.DataFrame:
     try:
-        with path.open("rb") as f:
-            table = pd.read_parquet(f)
+        content = path.read_bytes()
+        if not intact(path, content):  # before a damaged length asks for all memory
+            raise InputError(f"{path} is not as it was written: remove it, and what it held is measured again")
+        table = pd.read_parquet(io.BytesIO(content))
     except (pa.ArrowException, OSError, ValueError) as e:
         raise InputError(f"{path} is not a Parquet file: {str(e).splitlines()[0]}") from None
     if missing := COLUMNS.keys() - set(table.columns):
@@ -107,10 +110,7 @@ class Writer:
         if self._new:
             old = [_read(self._path)] if self._path.exists() else []  # of a second process with the same name too
             table, self._new = newest(pd.concat([*old, *self._new], ignore_index=True)), []
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            part = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex}.part")
-            part.write_bytes(table.to_parquet(index=False))
-            part.replace(self._path)
+            write_atomically(self._path, table.to_parquet(index=False))
         self._written = time.monotonic()
 
     def __enter__(self) -> "Writer":

@@ -16,6 +16,7 @@ from markupsafe import Markup, escape
 
 from jaxsat.claims import Judged, headline, tally, to_json
 from jaxsat.config import InputError
+from jaxsat.disk import note_folder
 from jaxsat.report import templates, words
 from jaxsat.report.figures import DARK
 from jaxsat.report.section import Section, Table
@@ -79,6 +80,7 @@ def _put(out: epath.Path, files: Mapping[str, bytes]) -> None:
     for leftover in (new, old):
         if leftover.exists():
             leftover.rmtree()
+    note_folder(new, files)
     for path, content in files.items():
         target = new / path
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ def test_wrong_verdicts(setting: simulations.Setting):
     assert max(wrong(setting, 200)) <= WRONG
 
 
+@pytest.mark.slow
 def test_effects_are_found():
     """An estimator that never decides would never be wrong."""
     settings = {(s.estimator, s.data): s for s in simulations.SETTINGS}

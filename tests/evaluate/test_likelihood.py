@@ -63,7 +63,7 @@ ALIKE = [
 
 
 @pytest.mark.parametrize("switches, width", [
-    ({"positions": "rotary", "rotary_fraction": 0.5, "kv_heads": 1}, 128),
+    pytest.param({"positions": "rotary", "rotary_fraction": 0.5, "kv_heads": 1}, 128, marks=pytest.mark.slow),
     pytest.param(
         {"positions": "learned", "norm": "layer", "bias": True, "parallel_residual": True}, 128, marks=pytest.mark.slow
     ),

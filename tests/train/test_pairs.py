@@ -97,6 +97,7 @@ def test_loss_and_gradients_are_those_of_a_masked_loss(run, on_pairs, corpora, k
             np.testing.assert_allclose(g, t, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_what_was_learnt_on_targets_is_written(on_pairs, corpora):
     longer = override(on_pairs, {"train.steps": 400, "model.width": 32})
     corpus = corpora[on_pairs]

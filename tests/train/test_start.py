@@ -90,6 +90,7 @@ def test_a_rank_starts_from_its_own(out, trunk, tiny_corpus):
     equal(load_run(out, branch.id, 0)[1], load_run(out, small.id, 60)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "head, ranks", [("mixture", (4, 2)), pytest.param("nonlinear", (20, 3), marks=pytest.mark.slow)]
 )

@@ -1,0 +1,47 @@
+"""Everything in an output directory is read, and what is damaged is said."""
+
+from collections.abc import Callable, Iterator
+
+from etils import epath
+
+from jaxsat import disk
+from jaxsat.checkpoints import Store
+from jaxsat.config import InputError
+from jaxsat.directory import Directory
+
+
+def check(out: epath.PathLike, progress: Callable[[str], None] = lambda what: None) -> Iterator[str]:
+    """A line a fault: files that are not as they were written, arrays that are not those that the devices held, and
+    what cannot be read. Changes nothing. Raises InputError where there is no study."""
+    out = epath.Path(out)
+    if not (out / "sweep.json").exists():
+        raise InputError(f"{out} holds no sweep.json: give the output directory of a study, such as runs/saturation")
+    named: set[str] = set()
+    for path, fault in disk.faults(out):
+        named.add(str(path))
+        yield fault
+
+    def reading(f: Callable[[], object]) -> Iterator[str]:
+        try:
+            f()
+        except InputError as e:
+            if not any(str(e).startswith(path) for path in named):
+                yield str(e)
+
+    directory = Directory(out)
+    yield from reading(lambda: directory.__dict__.update(vars(Directory.open(out))))
+    yield from reading(directory.measurements)
+    for id in sorted(directory.runs):
+        yield from reading(lambda id=id: directory.states([id]))
+        yield from reading(lambda id=id: directory.launches([id]))
+    for folder in sorted((out / "checkpoints").iterdir()) if (out / "checkpoints").exists() else ():
+        found: list[Store] = []
+        yield from reading(lambda folder=folder, found=found: found.append(Store(folder, alone=True)))
+        for store in found:
+            for step in store.steps:
+                progress(f"{folder.name}, step {step}")
+                if any(path.startswith(f"{folder / str(step)}/") for path in named):
+                    continue
+                yield from reading(lambda store=store, step=step: store.verify(step))
+            for aside in sorted(folder.glob("*.damaged*")):
+                yield f"{aside} was kept aside: {(aside / 'why.txt').read_text()}"
