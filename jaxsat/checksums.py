@@ -21,6 +21,7 @@ def checksums(tree_K: Any) -> Checksums:
     """Of many hosts that the arrays lie on all must call it, and all are told."""
     sums = {}
     for path, x in jax.tree_util.tree_leaves_with_path(tree_K):
+        x = x if isinstance(x, jax.Array) else jnp.asarray(x)
         mesh = x.sharding.mesh if isinstance(x.sharding, NamedSharding) else None
         whole = NamedSharding(mesh, PartitionSpec()) if mesh else x.sharding
         sums[jax.tree_util.keystr(path, simple=True, separator=".")] = _sum(x, whole)

@@ -124,7 +124,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     key = next(iter(nearest))
     raise InputError(
         f"model.{key} = {getattr(config, key)!r} cannot be written for transformers: of its families the nearest is "
-        f"{kind}, which has {nearest[key]!r}"
+        f"{kind}, which has {nearest[key]!r}; jaxsat.model.neox and llama make such as can"
     )
 
 

@@ -305,6 +305,22 @@ def test_a_cache_that_lost_a_part(lines):
         prepare(data, 60, 8)
 
 
+@pytest.mark.parametrize("name", ["0.train.tokens", "0.heldout.tokens", "tokenizer.json"])
+def test_a_cache_in_which_a_byte_is_another(lines, name):
+    data = lines(*map(story, range(340, 380)))
+    path = prepare(data, 60, 8).tokenizer.parent / name
+    content = path.read_bytes()
+    place = len(content) // 2
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    try:
+        with pytest.raises(
+            InputError, match=r"rows/\w+ are not as they were written: remove it, and they are made again"
+        ):
+            prepare(data, 60, 8)
+    finally:
+        path.write_bytes(content)
+
+
 def test_nothing_is_left_of_an_interrupted_preparation(lines, cache: Path):
     data = lines(*map(story, range(45)))
 

@@ -181,6 +181,7 @@ def corpus(heldout_MxT1, document_MxT):
         heldout_documents=n,
         bytes_per_token=3.5,
         marked=False,
+        heldout_marked=False,
     )
 
 

@@ -47,7 +47,7 @@ def test_writers_have_a_file_each_and_are_read_as_one(tmp_path):
     write(tmp_path, "1-of-2", rows("a"))
     found = write(tmp_path, "2-of-2", rows("b"))
     assert found["series"].tolist() == ["a", "b"]
-    assert {p.name for p in tmp_path.iterdir()} == {"1-of-2.parquet", "2-of-2.parquet"}
+    assert {p.name for p in tmp_path.glob("*.parquet")} == {"1-of-2.parquet", "2-of-2.parquet"}
     assert write(tmp_path, "1-of-2", rows("a", 5))["step"].tolist() == [0, 5, 0], "what was there stays"
 
 
