@@ -306,6 +306,8 @@ class Store:
         with self._context, contextlib.suppress(ocp.errors.InvalidLayoutError):  # no file that orbax begins with
             found = ocp.checkpointables_metadata(self.directory / str(step))
             about = dict(found.custom_metadata or {})
+            if about.keys() == {"runs", "seconds"}:
+                raise InputError(f"{self.directory} is of an earlier jaxsat, without checksums: choose another --out")
             return found.metadata, about if about.pop("checksum", None) == _digest(about) else {}
         return {}, {}
 

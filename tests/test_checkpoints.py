@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore
+from orbax.checkpoint import v1 as ocp
 
 from jaxsat import model
 from jaxsat.checkpoints import Store, load_run, quiet
@@ -214,6 +215,15 @@ def test_a_user_without_a_name_can_save_and_read(filled, monkeypatch):
     with Store(filled, ["r0", "r1"]) as store:
         found, seconds = store.latest(abstract())
         assert (found["step"], seconds, list(store.unreadable)) == (3, 1.5, [20, 10])
+
+
+def test_steps_of_an_earlier_version_are_named_and_not_called_damaged(tmp_path):
+    ocp.save_checkpointables(
+        tmp_path / "3", {"params": {"w": jnp.ones(3)}}, custom_metadata={"runs": [], "seconds": 0.0}
+    )
+    with pytest.raises(InputError, match=f"{tmp_path} is of an earlier jaxsat, without checksums"):
+        Store(tmp_path)
+    assert (tmp_path / "3").exists()
 
 
 def test_a_damaged_step_is_saved_over(filled):
