@@ -1,6 +1,7 @@
 """Everything in an output directory is read, and what is damaged is said."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from typing import TypeVar
 
 from etils import epath
 
@@ -9,8 +10,10 @@ from jaxsat.checkpoints import Store
 from jaxsat.config import InputError
 from jaxsat.directory import Directory
 
+T = TypeVar("T")
 
-def check(out: epath.PathLike, progress: Callable[[str], None] = lambda what: None) -> Iterator[str]:
+
+def check(out: epath.PathLike) -> Iterator[str]:
     """A line a fault: files that are not as they were written, arrays that are not those that the devices held, and
     what cannot be read. Changes nothing. Raises InputError where there is no study."""
     out = epath.Path(out)
@@ -21,27 +24,22 @@ def check(out: epath.PathLike, progress: Callable[[str], None] = lambda what: No
         named.add(str(path))
         yield fault
 
-    def reading(f: Callable[[], object]) -> Iterator[str]:
+    def reading(f: Callable[[], T]) -> Generator[str, None, T | None]:
         try:
-            f()
+            return f()
         except InputError as e:
             if not any(str(e).startswith(path) for path in named):
                 yield str(e)
 
-    directory = Directory(out)
-    yield from reading(lambda: directory.__dict__.update(vars(Directory.open(out))))
-    yield from reading(directory.measurements)
-    for id in sorted(directory.runs):
-        yield from reading(lambda id=id: directory.states([id]))
-        yield from reading(lambda id=id: directory.launches([id]))
+    if directory := (yield from reading(lambda: Directory.open(out))):
+        yield from reading(directory.measurements)
+        for id in sorted(directory.runs):
+            yield from reading(lambda id=id: directory.states([id]))
+            yield from reading(lambda id=id: directory.launches([id]))
     for folder in sorted((out / "checkpoints").iterdir()) if (out / "checkpoints").exists() else ():
-        found: list[Store] = []
-        yield from reading(lambda folder=folder, found=found: found.append(Store(folder, alone=True)))
-        for store in found:
-            for step in store.steps:
-                progress(f"{folder.name}, step {step}")
-                if any(path.startswith(f"{folder / str(step)}/") for path in named):
-                    continue
+        store = yield from reading(lambda folder=folder: Store(folder, alone=True))
+        for step in store.steps if store else ():
+            if not any(path.startswith(f"{folder / str(step)}/") for path in named):
                 yield from reading(lambda store=store, step=step: store.verify(step))
-            for aside in sorted(folder.glob("*.damaged*")):
-                yield f"{aside} was kept aside: {(aside / 'why.txt').read_text()}"
+        for aside in sorted(folder.glob("*.damaged*")):
+            yield f"{aside} was kept aside: {(aside / 'why.txt').read_text()}"

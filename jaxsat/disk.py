@@ -4,11 +4,12 @@ Beside every file lies its hash, in .<name>.xxh3, and in every folder that is wr
 .xxh3: a bit that is flipped is found.
 """
 
+import functools
 import json
 import os
 import typing
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import UnionType
 from typing import Any, Literal
 
@@ -31,10 +32,8 @@ def write_atomically(path: epath.Path, content: str | bytes) -> None:
         raise InputError(f"{path.parent} cannot be a folder: a file is in its place, move it away") from None
     content = content.encode() if isinstance(content, str) else content
     # First the hash: a process that ends in between leaves the file of the hash before, and that stays.
-    known = _noted(path)
-    before = known.read_text().split()[:-1] if known.exists() else []
-    hashes = list(dict.fromkeys([_hash(content), *before]))[:4]  # of several writers at once
-    _put(known, "\n".join([*hashes, _hash("".join(hashes).encode())]).encode())
+    hashes = list(dict.fromkeys([_hash(content), *_hashes(path)]))[:4]  # of several writers at once
+    _put(_noted(path), "\n".join([*hashes, _hash("".join(hashes).encode())]).encode())
     _put(path, content)
 
 
@@ -52,13 +51,16 @@ def _noted(path: epath.Path) -> epath.Path:
     return path.parent / f".{path.name}{HASHES}"
 
 
+def _hashes(path: epath.Path) -> list[str]:
+    """Those that are noted of a file; none where the note is damaged."""
+    noted = _noted(path)
+    *hashes, whole = (noted.read_bytes().decode(errors="replace").split() if noted.exists() else []) or [""]
+    return hashes if _hash("".join(hashes).encode()) == whole else []
+
+
 def intact(path: epath.Path, content: bytes) -> bool:
     """Whether a file is as `write_atomically` left it; one that was not written so is."""
-    noted = _noted(path)
-    if not noted.exists():
-        return True
-    *hashes, whole = noted.read_bytes().decode(errors="replace").split() or [""]
-    return _hash("".join(hashes).encode()) == whole and _hash(content) in hashes
+    return not _noted(path).exists() or _hash(content) in _hashes(path)
 
 
 def note_folder(folder: epath.Path, files: Mapping[str, bytes] | None = None) -> None:
@@ -82,24 +84,21 @@ def is_noted(folder: epath.Path) -> bool:
 
 def faults(out: epath.Path) -> Iterator[tuple[epath.Path, str]]:
     """What is not as it was written below a folder: the file, and what is wrong with it. Reads all that has hashes."""
-    noted_files = sorted(path for path in _below(out) if path.name.endswith(HASHES))
-    for noted in (path for path in noted_files if path.name != HASHES):
+    for noted in sorted(path for path in _below(out) if path.name.endswith(HASHES)):
         path = noted.parent / noted.name.removesuffix(HASHES)[1:]
-        if not path.exists():
-            yield path, f"{path} is gone"
-        elif not intact(path, path.read_bytes()):
-            yield path, f"{path} is not as it was written"
-    for noted in (path for path in noted_files if path.name == HASHES):
-        try:
-            hashes = _checked(json.loads(noted.read_text()), dict[str, str])
-        except ValueError as e:
-            yield noted, f"{noted} cannot be read ({str(e).splitlines()[0]})"
-            continue
-        for name, was in hashes.items():
-            path = noted.parent / name
+        found: list[tuple[epath.Path, Callable[[bytes], bool]]] = [(path, functools.partial(intact, path))]
+        if noted.name == HASHES:
+            try:
+                hashes = _checked(json.loads(noted.read_text()), dict[str, str])
+            except ValueError as e:
+                yield noted, f"{noted} cannot be read ({str(e).splitlines()[0]})"
+                continue
+            found = [(noted.parent / name, lambda content, was=was: _hash(content) == was)
+                     for name, was in hashes.items()]  # fmt: skip
+        for path, is_right in found:
             if not path.exists():
                 yield path, f"{path} is gone"
-            elif _hash(path.read_bytes()) != was:
+            elif not is_right(path.read_bytes()):
                 yield path, f"{path} is not as it was written"
 
 
@@ -120,7 +119,7 @@ def read_lines(path: epath.Path, shape: Any, kind: str, todo: str, last: int = 0
     return _read(path, parse, kind, todo) if path.exists() else []
 
 
-def _read(path: epath.Path, parse: typing.Callable[[str], Any], kind: str, todo: str) -> Any:
+def _read(path: epath.Path, parse: Callable[[str], Any], kind: str, todo: str) -> Any:
     try:
         found = parse((content := path.read_bytes()).decode())
         if intact(path, content):

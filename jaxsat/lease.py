@@ -51,7 +51,8 @@ def _taken(out: epath.Path, kind: str, share: tuple[int, int], waiting: Callable
     store = tensorstore.KvStore.open(f"{(out.resolve() / FOLDER).as_uri()}/").result()
     own, n = "{}-{}-of-{}.json".format(kind, *share), f"-{share[1]}.json"
     while True:
-        if lease := _Lease.take(store, own, out, there):
+        lease, other = _Lease.take(store, own, out, there), own
+        if lease:
             # First its own, then a look at the others: of two that begin at once none overlooks the other.
             keys = [key.decode() for key in store.list().result()]
             against = [key for key in keys if key.startswith(f"{kind}-") and not key.endswith(n)]
@@ -59,7 +60,7 @@ def _taken(out: epath.Path, kind: str, share: tuple[int, int], waiting: Callable
             if other is None:
                 return lease
             lease.release()
-        who = _who(store, other if lease else own)
+        who = _who(store, other)
         if waiting is None:
             raise InputError(
                 f"{out} is written by {who}: wait for it or stop it; jobs that are to share the work need each its own "
