@@ -36,6 +36,7 @@ def check(out: epath.PathLike) -> Iterator[str]:
         for id in sorted(directory.runs):
             yield from reading(lambda id=id: directory.states([id]))
             yield from reading(lambda id=id: directory.launches([id]))
+            yield from reading(lambda id=id: directory.account([id]))
     for folder in sorted((out / "checkpoints").iterdir()) if (out / "checkpoints").exists() else ():
         store = yield from reading(lambda folder=folder: Store(folder, alone=True))
         for step in store.steps if store else ():

@@ -2,10 +2,11 @@
 
     DIR/checkpoints/<pack id>/<step>/{params, rest}
 
-`params` is read alone by measurements; `rest` holds what training needs to go on; the step's own metadata names its
-runs, the wall time spent, and the `checksums` of every array as the devices held it, by which all that is read is
-verified. A step counts once it is complete; an interrupted save leaves a temporary directory that is swept away, and
-the step before it restores. What is damaged is kept aside as <step>.damaged, with the reason in why.txt.
+`params` is read alone by measurements; `rest` holds what training needs to go on, and is kept of few steps: see
+`Retention`. The step's own metadata names its runs, the wall time spent, and the `checksums` of every array as the
+devices held it, by which all that is read is verified. A step counts once it is complete; an interrupted save leaves a
+temporary directory that is swept away, and the step before it restores. What is damaged is kept aside as
+<step>.damaged, with the reason in why.txt.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import jax
@@ -30,7 +32,7 @@ from orbax.checkpoint import v1 as ocp
 from jaxsat import hosts
 from jaxsat.checksums import Checksums, checksums
 from jaxsat.config import Imported, InputError, ModelConfig, Run, from_dict
-from jaxsat.disk import is_noted, note_folder, read_json
+from jaxsat.disk import forget, is_noted, note_folder, read_json
 from jaxsat.parallel import abstract_like
 from jaxsat.sweep import Pack
 
@@ -92,13 +94,24 @@ class Damaged(InputError):
         self.why = why
 
 
+@dataclass(frozen=True)
+class Retention:
+    """What stays when newer steps are saved; of the newest two all does, whichever they are.
+
+    Orbax's own policies keep or delete whole steps: moments would stay with parameters, two thirds of all bytes.
+    """
+
+    steps: frozenset[int]  # their parameters
+    whole: frozenset[int] = frozenset()  # all of these
+
+
 class Store:
     """The checkpoints of one pack: the runs `run_ids`, stacked on a leading axis K in this order.
 
     Without `run_ids`, those of whatever runs it holds. Only a `writable` one creates the directory and sweeps what
-    interrupted saves left there. `steps` are the complete ones, ascending. Of many hosts all open it, save and read
-    together; `alone`, this one reads without the others. Raises InputError when the directory holds the checkpoints of
-    other runs, or things that are no checkpoints.
+    interrupted saves left there; it keeps all steps, or what `retention` says. `steps`
+    are the complete ones, ascending. Of many hosts all open it, save and read together; `alone`, this one reads without
+    the others. Raises InputError when the directory holds the checkpoints of other runs, or things that are none.
     """
 
     def __init__(
@@ -107,8 +120,10 @@ class Store:
         run_ids: Sequence[str] | None = None,
         writable: bool = False,
         alone: bool = False,
+        retention: Retention | None = None,
     ):
         self.directory = epath.Path(directory).resolve()  # orbax writes to absolute paths only
+        self._retention = retention
         self.unreadable: dict[int, str] = {}
         self._together = (lambda f: [f()]) if alone else hosts.together
         first = (lambda f: f()) if alone else hosts.first
@@ -168,12 +183,30 @@ class Store:
         about |= {"checksum": _digest(about)}
         with self._context:
             saving = ocp.save_checkpointables_async(self.directory / str(step), parts, custom_metadata=about)
-        self._saving = self._thread.submit(self._finish, saving, step)
-        self.steps = sorted({*self.steps, step})
+        older, self.steps = self.steps, sorted({*self.steps, step})
+        if self._retention:
+            self.steps = [s for s in self.steps if s in self._retention.steps | {*self.steps[-2:]}]
+        self._saving = self._thread.submit(self._finish, saving, step, older)
 
-    def _finish(self, saving: ocp.AsyncResponse[None], step: int) -> None:
+    def _finish(self, saving: ocp.AsyncResponse[None], step: int, older: list[int]) -> None:
         saving.result()
         self._note(step)
+        if self._retention and jax.process_index() == 0:
+            for old in older:
+                self._retain(old)
+
+    def _retain(self, step: int) -> None:
+        """Keeps of a step that is not among the newest two what `Retention` says. If this is killed the step is still
+        whole to those who read it, and the next save does it again."""
+        path = self.directory / str(step)
+        if step not in self.steps:
+            aside = self.directory / f"{step}{_TEMPORARY}"
+            path.rename(aside)
+            aside.rmtree()
+        elif step not in self._retention.whole | {*self.steps[-2:]} and (rest := path / "rest").exists():
+            forget(path, "rest")
+            (rest / "_METADATA").unlink(missing_ok=True)  # without it orbax knows of no `rest`
+            rest.rmtree()
 
     def _note(self, step: int) -> None:
         """The hashes of a step's files, for `disk.faults`; a bucket has its own, and what it holds is not fetched."""
@@ -184,9 +217,11 @@ class Store:
         """(state, seconds spent) of the newest step that can be read as `abstract`; None where there is none yet.
 
         Newer ones, which are damaged, are set aside, and logged; `unreadable` has their reasons. Raises InputError when
-        all are, and when a checkpoint is of a model of other shapes.
+        all are from which training can go on, and when a checkpoint is of a model of other shapes.
         """
         for step in reversed(self.steps):
+            if step not in self.steps[-2:] and not self._goes_on(step):
+                continue
             try:
                 found = self._verified(step, _parts(abstract))
             except Damaged as e:
@@ -197,8 +232,14 @@ class Store:
             return {"params": found["params"], **found["rest"]}, self._about(step)["seconds"]
         if self.unreadable:
             damage = "; ".join(f"step {s}: {why}" for s, why in self.unreadable.items())
-            raise InputError(f"no checkpoint in {self.directory} can be read ({damage}): move it away to start fresh")
+            raise InputError(
+                f"training cannot go on from any checkpoint in {self.directory} ({damage}): move it away to start fresh"
+            )
         return None
+
+    def _goes_on(self, step: int) -> bool:
+        """Whether `rest` was kept of a step that is not among the newest two."""
+        return bool(hosts.first(lambda: self._stored(step).get("rest") is not None))
 
     def params(self, step: int, abstract: Any = None) -> Any:
         """The parameters of every run at `step`, as the ShapeDtypeStructs `abstract` (with shardings) say; by default
@@ -246,8 +287,14 @@ class Store:
             return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)
 
     def state(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-        """All that training needs to go on from `step`, as `abstract` says. Raises InputError as `params` does."""
-        self._complete(step)
+        """All that training needs to go on from `step`, as `abstract` says. Raises InputError as `params` does, and
+        where the parameters alone were kept."""
+        path = self._complete(step)
+        if step not in self.steps[-2:] and not self._goes_on(step):
+            raise InputError(
+                f"{path} has parameters alone: the optimizer is kept of the newest two checkpoints, of those from "
+                "which runs of the study start with it, and of all of a run with keep_optimizer"
+            )
         found = self._verified(step, _parts(abstract))
         return {"params": found["params"], **found["rest"]}
 

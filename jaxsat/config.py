@@ -166,6 +166,7 @@ class Run:
     start: Start = field(default_factory=Start)
     imported: Imported = field(default_factory=Imported)
     allow_divergence: bool = False  # it may diverge without its study being called failed
+    keep_optimizer: bool = False  # at all checkpoints, not the newest two alone: for runs that will start from there
 
     @property
     def order_seed(self) -> int:

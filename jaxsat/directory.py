@@ -27,7 +27,7 @@ from jaxsat.disk import read_json, write_atomically
 from jaxsat.measure import table
 from jaxsat.model import count_parameters
 from jaxsat.sweep import Pack, differing_keys, make_packs
-from jaxsat.train import environment, read_launches, read_metrics
+from jaxsat.train import Account, environment, read_account, read_launches, read_metrics
 
 FOLDERS = ("runs", "checkpoints", "measurements", "items", "reports", "report")
 Sizes = Callable[[Run, int], tuple[int, int]]  # see `make_packs`
@@ -270,7 +270,16 @@ class Directory:
                 found.setdefault(json.dumps(launch, sort_keys=True), launch)
         return list(found.values())
 
-    def notices(self, states: Mapping[str, "RunState"], launches: Sequence[dict[str, Any]], command: str) -> list[str]:
+    def account(self, runs: Iterable[str]) -> Account:
+        """Of all packs that hold one of these runs."""
+        asked = {*runs}
+        firsts = [pack.runs[0].id for pack in self.packs if asked & {run.id for run in pack.runs}]
+        accounts = [read_account(self.path / "runs" / id) for id in firsts]
+        return Account(**{key: sum(a[key] for a in accounts) for key in Account.__annotations__})
+
+    def notices(
+        self, states: Mapping[str, "RunState"], launches: Sequence[dict[str, Any]], account: Account, command: str
+    ) -> list[str]:
         """What went wrong quietly with runs of these states, in lines."""
         said = [f"run {id} diverged at step {s.step}: its numbers end there" for id, s in states.items()
                 if s.name == "diverged"]  # fmt: skip
@@ -282,6 +291,9 @@ class Directory:
         ]
         if n := sum(s.name in ("waiting", "training") for s in states.values()):
             said.append(f"{n} of {len(states)} runs are not at their end yet: {command}")
+        if account["restarts"]:
+            lost = f"{account['steps_again']:,} steps, {account['seconds_again']:.0f} s, were made again"
+            said.append(f"training was taken up again {account['restarts']} times: {lost}")
         for what, of in (
             ("versions of jax", lambda e: e["packages"]["jax"]),
             ("devices", lambda e: ", ".join(sorted(set(e["devices"])))),
@@ -290,12 +302,13 @@ class Directory:
                 said.append(f"trained with different {what}: {', '.join(different)}; last digits may differ")
         return said
 
-    def provenance(self, runs: Iterable[str], launches: Sequence[dict[str, Any]]) -> dict[str, str]:
+    def provenance(self, runs: Iterable[str], launches: Sequence[dict[str, Any]], account: Account) -> dict[str, str]:
         """What the numbers of these runs depend on, as it was when they were trained."""
         launches = launches or [environment()]
         said = lambda of: "; ".join(dict.fromkeys(map(of, launches)))
         lines = {key: said(lambda e, key=key: e[key]) for key in ("python", "platform")}
         lines["devices"] = said(lambda e: ", ".join(sorted(set(e["devices"]))) + f" ({len(e['devices'])})")
+        lines["training"] = f"{account['seconds']:,.0f} s, {account['device_seconds'] / 3600:,.2f} device-hours"
         lines["packages"] = said(lambda e: ", ".join(f"{name} {version}" for name, version in e["packages"].items()))
         lines["settings"] = ", ".join(f"{key} {value}" for key, value in self.settings.items())
         keys = dict.fromkeys(text_key(self.runs[id]) for id in runs)

@@ -73,6 +73,14 @@ def note_folder(folder: epath.Path, files: Mapping[str, bytes] | None = None) ->
     _put(folder / HASHES, json.dumps(hashes, indent=0).encode())
 
 
+def forget(folder: epath.Path, part: str) -> None:
+    """Notes a folder without a part of it, which is about to be removed."""
+    if is_noted(folder):
+        hashes = json.loads((folder / HASHES).read_text())
+        kept = {name: was for name, was in hashes.items() if not name.startswith(f"{part}/")}
+        _put(folder / HASHES, json.dumps(kept, indent=0).encode())
+
+
 def _below(folder: epath.Path) -> Iterator[epath.Path]:
     """All files."""
     return (root / name for root, _, names in folder.walk() for name in names)

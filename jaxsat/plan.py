@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -58,6 +58,7 @@ class Shape:
     estimate: float  # the same by `model.step_bytes`, from which packs and layouts are chosen
     flops: int | None  # a step of the pack, by `model.flops_per_token`
     steps: int  # of all packs
+    gib_on_disk: float  # checkpoints of all packs, at their end
     problem: str = ""  # why it cannot be trained so, and the smallest change with which it can
 
 
@@ -103,7 +104,8 @@ def summary(plan: Plan) -> list[str]:
         lines.append(f"{tasks} runs of tasks, whose FLOPs are not known, are not in what follows")
     where = f"{plan.chips} chips of {f'{plan.slices} x ' if plan.slices > 1 else ''}{plan.topology}"
     cost = f"{plan.chip_hours:,.1f} chip-hours, {plan.hours:,.1f} h on {where}, at an MFU of {100 * plan.mfu:g} %"
-    return [*lines, f"{runs} runs, {flops:.3g} FLOPs: {cost}"]
+    disk = f"checkpoints of {sum(s.gib_on_disk for s in plan.shapes):,.1f} GiB"
+    return [*lines, f"{runs} runs, {flops:.3g} FLOPs: {cost}; {disk}"]
 
 
 def plan(
@@ -226,6 +228,7 @@ def _serve(request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) ->
             write_atomically(path, json.dumps(_compiled(lowered)))
         return tuple(json.loads(path.read_text()))
 
+    starts = {(run.start.run, run.start.step) for run in experiment.runs.values() if "optimizer" in run.start.kept}
     for i, packs in enumerate(groups.values()):
         pack, m = packs[0], packs[0].model
         chosen = parallel.pack_layout(pack, layout, devices)
@@ -251,6 +254,7 @@ def _serve(request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) ->
             estimate=here * model.step_bytes(m, rows, chosen, "tpu") / 2**30,
             flops=None if drawn else sum(run.tokens_per_step for run in pack.runs) * model.flops_per_token(m),
             steps=sum(pack.runs[0].last_step - pack.runs[0].first_step for pack in packs),
+            gib_on_disk=sum(_checkpoint_bytes(pack, mesh, task, starts) for pack in packs) / 2**30,
             problem=problem,
         )
         answer(dataclasses.asdict(shape))
@@ -289,6 +293,18 @@ def _lowered(pack: Pack, layout: Layout, devices: Sequence[jax.Device], task: Ta
     shape = (len(pack.runs), train.batch_size, pack.model.context + 1 if task.reads else 1)
     rows_KxBxT1 = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=parallel.per_run_and_row(mesh))
     return train_step.lower(program, mesh, abstract_state(program, mesh, hyper), hyper, rows_KxBxT1)
+
+
+def _checkpoint_bytes(
+    pack: Pack, mesh: jax.sharding.Mesh, task: Task, starts: Collection[tuple[str | None, int | None]]
+) -> int:
+    """Of all arrays that are kept of a pack, by `checkpoints.Retention`."""
+    state = abstract_state(Program.of(pack, task=task), mesh, jax.eval_shape(lambda: hypers(pack.runs)))
+    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    steps = pack.runs[0].checkpoint_steps
+    kept = {step for run in pack.runs for step in steps if run.keep_optimizer or (run.id, step) in starts}
+    params = size(state["params"])
+    return len(steps) * params + len(kept | {*steps[-2:]}) * (size(state) - params)
 
 
 def _compiled(lowered: jax.stages.Lowered) -> tuple[float | None, str]:

@@ -153,9 +153,9 @@ class Study:
             folders.append(self.out / "report")
         # Every file of the directory is read once, here.
         rows, states = self.directory.measurements(), self.directory.states(e.runs)
-        launches = self.directory.launches(e.runs)
-        results, notices = self._measured(self._found(rows, states)), self.notices(rows, states, launches)
-        provenance = {"command": self.command} | self.directory.provenance(e.runs, launches)
+        launches, account = self.directory.launches(e.runs), self.directory.account(e.runs)
+        results, notices = self._measured(self._found(rows, states)), self.notices(rows, states, launches, account)
+        provenance = {"command": self.command} | self.directory.provenance(e.runs, launches, account)
         sources = e.hash(results, [notices, provenance])
         if not all(report.sources_of(folder / "index.html") == sources for folder in folders):
             with user_code(e.file):
@@ -193,10 +193,10 @@ class Study:
         return name == self.name or bool(theirs) and theirs <= set(self.experiment.runs)
 
     def notices(self, *read: Any) -> list[str]:
-        """What went wrong quietly. `read`: table, states and launches, where they are read already."""
-        runs = self.experiment.runs
-        rows, states, launches = read or (
-            self.directory.measurements(), self.directory.states(runs), self.directory.launches(runs)
+        """What went wrong quietly. `read`: table, states, launches and account, where they are read already."""
+        runs, of = self.experiment.runs, self.directory
+        rows, states, launches, account = read or (
+            of.measurements(), of.states(runs), of.launches(runs), of.account(runs)
         )  # fmt: skip
-        said = self.directory.notices(states, launches, self.command + self._out) + self.jobs.notices(rows, states)
+        said = of.notices(states, launches, account, self.command + self._out) + self.jobs.notices(rows, states)
         return said + self.experiment.notices(rows, self.command + self._out)

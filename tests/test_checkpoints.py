@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from jaxsat import model
-from jaxsat.checkpoints import Store, load_run, quiet
+from jaxsat.checkpoints import Retention, Store, load_run, quiet
 from jaxsat.config import InputError, override
+from jaxsat.disk import faults
 from jaxsat.parallel import abstract_like, make_mesh, per_run
 from jaxsat.sweep import Pack
 from jaxsat.train import Program, hypers, train_pack
@@ -53,6 +55,46 @@ def saved(tmp_path_factory) -> Path:
 def filled(saved, tmp_path) -> Path:
     """Steps 0, 3 and 10 of runs r0 and r1."""
     return Path(shutil.copytree(saved, tmp_path / "pack"))
+
+
+def test_of_older_steps_stays_what_retention_says(tmp_path):
+    retention = Retention(frozenset({0, 5, 10, 20}), whole=frozenset({5}))
+    with Store(tmp_path, ["r0", "r1"], writable=True, retention=retention) as store:
+        for step in (0, 5, 7, 10, 12, 15):
+            store.save(step, state(step), step / 2)
+        assert store.steps == [0, 5, 10, 12, 15]
+    assert {p.parent.name for p in tmp_path.glob("*/rest")} == {"5", "12", "15"}
+    assert list(faults(epath.Path(tmp_path))) == []
+    with Store(tmp_path) as store:
+        assert store.steps == [0, 5, 10, 12, 15]
+        for step in store.steps:
+            store.verify(step)
+            jax.tree.map(np.testing.assert_array_equal, store.params(step), state(step)["params"])
+        assert int(store.state(5, abstract())["step"]) == 5
+        with pytest.raises(InputError, match="/10 has parameters alone: the optimizer is kept of the newest two"):
+            store.state(10, abstract())
+        (tmp_path / "15" / "params" / "manifest.ocdbt").write_bytes(b"")
+        found, seconds = store.latest(abstract())
+        assert (int(found["step"]), seconds) == (12, 6.0)
+        (tmp_path / "12" / "params" / "manifest.ocdbt").write_bytes(b"")
+    with Store(tmp_path) as store:  # those with parameters alone are no damage, and 5 has all
+        assert int(store.latest(abstract())[0]["step"]) == 5
+
+
+def test_killed_while_it_thins_out_the_next_save_does(tmp_path):
+    retention = Retention(frozenset(range(9)))
+    with Store(tmp_path, ["r0", "r1"], writable=True, retention=retention) as store:
+        for step in (0, 1, 2, 3):
+            store.save(step, state(step), 0.0)
+    for step in (0, 1):
+        shutil.copytree(tmp_path / "3" / "rest", tmp_path / str(step) / "rest")
+    (tmp_path / "0" / "rest" / "_METADATA").unlink()
+    (tmp_path / "0" / "rest" / "manifest.ocdbt").unlink()
+    with Store(tmp_path) as store:
+        store.verify(0)
+    with Store(tmp_path, ["r0", "r1"], writable=True, retention=retention) as store:
+        store.save(4, state(4), 0.0)
+    assert {p.parent.name for p in tmp_path.glob("*/rest")} == {"3", "4"}
 
 
 def snapshot(directory: Path):
@@ -242,7 +284,7 @@ def test_when_all_are_damaged_it_says_so_and_touches_nothing(filled):
     before = snapshot(filled)
     with Store(filled, ["r0", "r1"], writable=True) as store, pytest.raises(InputError) as e:
         store.latest(abstract())
-    assert str(e.value).startswith(f"no checkpoint in {filled} can be read (step 10: ")
+    assert str(e.value).startswith(f"training cannot go on from any checkpoint in {filled} (step 10: ")
     assert "; step 3: " in str(e.value) and "; step 0: " in str(e.value)
     assert str(e.value).endswith("): move it away to start fresh") and "\n" not in str(e.value)
     assert snapshot(filled) == before
@@ -405,7 +447,6 @@ def test_training_goes_on_from_the_step_before_a_damaged_one(trained, tiny_pack,
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     directory = tmp_path / "checkpoints" / tiny_pack.id
     truncate(next((directory / "60" / "params" / "ocdbt.process_0" / "d").iterdir()))
-    shutil.rmtree(directory / "40" / "rest")
     train_pack(tiny_pack, tiny_corpus, tmp_path)
     with Store(directory) as repaired, Store(trained / "checkpoints" / tiny_pack.id) as original:
         assert repaired.steps == original.steps

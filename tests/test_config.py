@@ -113,6 +113,7 @@ DEFAULTS = {
     "imported.steps": (),
     "imported.tokens_per_step": 1,
     "allow_divergence": False,
+    "keep_optimizer": False,
 }
 
 

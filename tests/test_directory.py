@@ -108,8 +108,9 @@ def read_all(out: Path) -> None:
     directory.know_settings(directory.settings)
     ids = list(directory.runs)
     states, launches = directory.states(ids), directory.launches(ids)
-    directory.notices(states, launches, "again")
-    directory.provenance(ids, launches)
+    account = directory.account(ids)
+    directory.notices(states, launches, account, "again")
+    directory.provenance(ids, launches, account)
     runs_table(directory, {"main": ids}, states)
     for run in directory.runs.values():
         directory.changed_text(run)

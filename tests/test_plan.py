@@ -6,11 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
-from jaxsat import cli, model, plan
+from jaxsat import cli, model, parallel, plan
+from jaxsat.checkpoints import Store
 from jaxsat.config import InputError, Layout, ModelConfig
 from jaxsat.plan import Plan, Shape, summary, table
+from jaxsat.train import LANGUAGE_MODEL
 
 NO_COMPILER = importlib.util.find_spec("libtpu") is None
 MINE = """
@@ -34,7 +37,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def _shape(**keys) -> Shape:
     values = dict(depth=1, width=8, parameters=10, nonembedding=5, packs=2, runs=4, mesh=(2, 2, 1), remat="none")
-    return Shape(**values | dict(gib=1.0, estimate=1.1, flops=10**15, steps=3600) | keys)
+    return Shape(**values | dict(gib=1.0, estimate=1.1, flops=10**15, steps=3600, gib_on_disk=0.25) | keys)
 
 
 def _request(name: str, **keys) -> dict:
@@ -73,6 +76,17 @@ def test_chip_hours_are_flops_over_the_peak_of_all_chips_that_are_held(monkeypat
     assert found.hours == pytest.approx(1e15 / (4 * 197e12 * 0.5))
     assert found.chips == 8 and found.chip_hours == pytest.approx(8 * found.hours)
     assert "8 runs, 3.6e+18 FLOPs: 20.3 chip-hours, 2.5 h on 8 chips of 2 x v5e:2x2" in summary(found)[-1]
+    assert summary(found)[-1].endswith("; checkpoints of 0.2 GiB")
+
+
+def test_the_bytes_of_checkpoints_are_those_of_their_arrays(trained, tiny_pack):
+    mesh = parallel.make_mesh(tiny_pack, parallel.pack_layout(tiny_pack, Layout()))
+    found = 0
+    with Store(trained / "checkpoints" / tiny_pack.id) as store:
+        for step in store.steps:
+            stored = [tree for tree in store._stored(step).values() if tree is not None]
+            found += sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(stored))
+    assert plan._checkpoint_bytes(tiny_pack, mesh, LANGUAGE_MODEL, ()) == found
 
 
 def test_what_does_not_fit_is_named():

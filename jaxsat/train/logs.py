@@ -1,9 +1,11 @@
-"""What a run leaves beside its checkpoints: runs/<id>/{config.json, env.json, metrics.jsonl, tokenizer.json}."""
+"""What a run leaves beside its checkpoints: runs/<id>/{config.json, env.json, metrics.jsonl, tokenizer.json}, and the
+first run of a pack account.json."""
 
 import json
 import os
 import platform
 import sys
+import time
 from importlib import metadata
 from typing import Any, TypedDict
 
@@ -12,6 +14,8 @@ from etils import epath
 
 from jaxsat.config import InputError, Run, dumps
 from jaxsat.disk import read_json, read_lines, write_atomically
+
+ACCOUNT_SECONDS = 15  # so exactly it is known what a kill has cost
 
 
 class _Packages(TypedDict):
@@ -48,6 +52,54 @@ def environment() -> dict[str, Any]:
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "packages": {name: metadata.version(name) for name in packages},
     }
+
+
+class Account(TypedDict):
+    """What the training of a pack took, over all its launches."""
+
+    step: int  # the furthest that it came
+    seconds: float  # of wall time
+    device_seconds: float
+    restarts: int  # launches that went on with what another had left
+    steps_again: int  # that were lost with one that was killed
+    seconds_again: float
+
+
+NOTHING = Account(step=0, seconds=0.0, device_seconds=0.0, restarts=0, steps_again=0, seconds_again=0.0)
+
+
+class Clock:
+    """Keeps the account of a pack while it trains on from `step`, at which `spent` seconds had gone. The first of many
+    hosts writes it, into the folder of the pack's first run, each `ACCOUNT_SECONDS` and whenever it is told to."""
+
+    def __init__(self, directory: epath.Path | None, step: int, spent: float, n_devices: int):
+        self._path = directory / "account.json" if directory and jax.process_index() == 0 else None
+        self._n_devices, found = n_devices, read_account(directory) if directory else NOTHING
+        self._account = Account(**found)
+        if begun := found != NOTHING:
+            self._account["restarts"] += 1
+            self._account["steps_again"] += max(0, found["step"] - step)
+            self._account["seconds_again"] += max(0.0, found["seconds"] - spent)
+        self._began = self._written = time.monotonic()
+        self._before = found["seconds"] if begun else spent
+        self.write(step)
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._began
+
+    def write(self, step: int) -> None:
+        now, account = self.seconds, self._account
+        account["step"] = max(step, account["step"])
+        account["device_seconds"] += self._n_devices * (now - max(account["seconds"], self._before))
+        account["seconds"] = now
+        self._written = time.monotonic()
+        if self._path:
+            write_atomically(self._path, json.dumps(account))
+
+    def tick(self, step: int) -> None:
+        if time.monotonic() - self._written > ACCOUNT_SECONDS:
+            self.write(step)
 
 
 class RunLog:
@@ -109,6 +161,13 @@ def read_launches(directory: epath.PathLike) -> list[dict[str, Any]]:
     path = epath.Path(directory) / "env.json"
     todo = "remove it, and only where the run was trained is lost"
     return read_json(path, list[_Launch], "a list of environments", todo) if path.exists() else []
+
+
+def read_account(directory: epath.PathLike) -> Account:
+    """Of the pack whose first run has this directory."""
+    path = epath.Path(directory) / "account.json"
+    todo = "remove it, and only the account of time and restarts is lost"
+    return read_json(path, Account, "an account of training", todo) if path.exists() else NOTHING
 
 
 def read_metrics(directory: epath.PathLike, last: int = 0) -> list[dict[str, Any]]:

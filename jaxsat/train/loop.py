@@ -11,7 +11,7 @@ import math
 import operator
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -22,19 +22,20 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsat import corpus as corpora
 from jaxsat import hosts, model
-from jaxsat.checkpoints import Store
+from jaxsat.checkpoints import Retention, Store
 from jaxsat.config import InputError, Layout, Run, validate
 from jaxsat.machine import chip
 from jaxsat.parallel import make_mesh, pack_layout, per_run, per_run_and_row, put, replicated
 from jaxsat.stop import Stop, stopped
 from jaxsat.sweep import Pack
-from jaxsat.train.logs import RunLog, read_metrics
+from jaxsat.train.logs import Clock, RunLog, read_metrics
 from jaxsat.train.start import first_state
 from jaxsat.train.step import Program, abstract_state, hypers, train_step
 from jaxsat.train.task import LANGUAGE_MODEL, ON_PAIRS, Task
 
 WINDOW = 10  # steps between looks at the losses; fewer where they take longer than WINDOW_SECONDS
 WINDOW_SECONDS = 5  # all hosts save one to two windows after one is told to stop, of the 30 s it is given
+SAVE_SECONDS = 300  # between saves at most: what a killed host loses
 
 Progress = Callable[[int, list[float]], None]  # (steps done, latest loss of each run)
 
@@ -68,9 +69,11 @@ def train_pack(
     mesh: jax.sharding.Mesh | None = None,
     tensorboard: bool = False,
     task: Task = LANGUAGE_MODEL,
+    starts: Collection[int] = (),
 ) -> tuple[model.Params, list[list[dict[str, Any]]]] | None:
     """Trains every run of `pack` to its last step, from the newest checkpoint under `out` or from the start. When all
-    have diverged, it ends there. `corpus` is None for a task that reads no text.
+    have diverged, it ends there. `corpus` is None for a task that reads no text. `starts`: steps from which others will
+    start with its optimizer.
 
     Without `out` nothing is written, a signal is its caller's business, and it returns the parameters, stacked on a
     leading axis K, and the metrics of each run. Raises Preempted after SIGTERM and KeyboardInterrupt after Ctrl-C, with
@@ -96,7 +99,9 @@ def train_pack(
             stack.enter_context(_full_disk_named(out, abstract))
             stack.enter_context(stop)
             folder = out / "checkpoints" / pack.id
-            store = stack.enter_context(Store(folder, [run.id for run in pack.runs], writable=True))
+            ids, scheduled = [run.id for run in pack.runs], frozenset(pack.runs[0].checkpoint_steps)
+            whole = scheduled if any(run.keep_optimizer for run in pack.runs) else frozenset(starts)
+            store = stack.enter_context(Store(folder, ids, writable=True, retention=Retention(scheduled, whole)))
             if any(diverged) and all(ended) and train.steps in store.steps:  # a pack that its caller asks for again
                 return None
             found = store.latest(abstract)
@@ -104,12 +109,12 @@ def train_pack(
         start = int(state["step"])
         if start == train.steps:
             return None
-        window = stack.enter_context(contextlib.closing(_Window(pack, corpus, out, start, mesh, stop, tensorboard)))
+        window = _Window(pack, corpus, out, start, spent, mesh, stop, tensorboard)
+        stack.enter_context(contextlib.closing(window))
         batches = stack.enter_context(
             contextlib.closing(_batches(pack, corpus, start + pack.runs[0].batch_offset, per_run_and_row(mesh)))
         )
-        began = time.monotonic() - spent
-        saves = set(pack.runs[0].checkpoint_steps) if store else set()
+        saves = scheduled if store else ()
         if store and not found:
             store.save(start, state, 0.0)
         for step in range(start + 1, train.steps + 1):
@@ -119,11 +124,13 @@ def train_pack(
             window.add(step, metrics)
             if step % window.every == 0:
                 window.write_previous()
+                window.clock.tick(step)
                 progress(step, window.losses)
             stopped_by = window.stopped()  # asked once a step: between saving and raising it may change
-            if step in saves or stopped_by:
+            if step in saves or stopped_by or store and window.since_save > SAVE_SECONDS:
                 window.write_all()
-                store.save(step, state, time.monotonic() - began)
+                store.save(step, state, window.clock.seconds)
+                window.saved(step)
             if stopped_by:
                 raise stopped(stopped_by, f"stopped at step {step}")
             if window.all_diverged:
@@ -169,6 +176,7 @@ class _Window:
         corpus: corpora.Corpus | None,
         out: epath.Path | None,
         start: int,
+        spent: float,
         mesh: jax.sharding.Mesh,
         stop: Stop,
         tensorboard: bool,
@@ -178,11 +186,13 @@ class _Window:
             RunLog(out and out / "runs" / run.id, run, start, tensorboard, corpus and corpus.tokenizer)
             for run in pack.runs
         ]
+        self.clock = Clock(out and out / "runs" / pack.runs[0].id, start, spent, mesh.size)
         self.losses = [float("nan")] * len(pack.runs)
         self._mesh, self._stop, self._agreed_signal = mesh, stop, 0
         self._previous: tuple[list[int], Any] = [], None  # steps, their metrics
         self._current: tuple[list[int], list[dict[str, jax.Array]]] = [], []
         self._clock, self._waited, self._pace = time.monotonic(), 0.0, 0.0
+        self._saved, self._agreed_since_save = self._clock, 0.0
         self._newest: jax.Array | None = None
 
     @property
@@ -192,6 +202,15 @@ class _Window:
     def stopped(self) -> int:
         """The signal by which to stop after this step, the same on all hosts; 0 for none."""
         return self._stop.signal if jax.process_count() == 1 else self._agreed_signal
+
+    @property
+    def since_save(self) -> float:
+        """Seconds, the same on all hosts."""
+        return time.monotonic() - self._saved if jax.process_count() == 1 else self._agreed_since_save
+
+    def saved(self, step: int) -> None:
+        self.clock.write(step)
+        self._saved, self._agreed_since_save = time.monotonic(), 0.0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -222,7 +241,7 @@ class _Window:
         """Takes the previous window; the current one becomes it."""
         (steps, window), previous = self._current, self._previous
         if steps and jax.process_count() > 1:
-            notes = np.array([[self._stop.signal, self._pace]], np.float32)  # every device shows its host's
+            notes = np.array([[self._stop.signal, self._pace, time.monotonic() - self._saved]], np.float32)  # a host's
             shape = (self._mesh.size, notes.shape[1])
             everywhere = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
             notes_DxN = jax.make_array_from_callback(shape, everywhere, lambda _: notes)
@@ -238,7 +257,7 @@ class _Window:
         values: list[dict[str, np.ndarray]] = []
         for n, window in ((len(steps), jax.device_get(window)) for steps, window in windows if steps):
             if jax.process_count() > 1:
-                window, (signal_number, pace) = window
+                window, (signal_number, pace, self._agreed_since_save) = window
                 self._agreed_signal = self._agreed_signal or int(signal_number)
                 window = [{name: v[i] for name, v in window.items()} for i in range(n)]
             values += window

@@ -20,8 +20,20 @@ from tensorboardX.proto.event_pb2 import Event
 
 from jaxsat.checkpoints import Store, load_run
 from jaxsat.config import InputError, Layout, checkpoint_steps, dumps, override
+from jaxsat.parallel import make_mesh, pack_layout
 from jaxsat.sweep import Pack
-from jaxsat.train import Preempted, initializer, loop, read_metrics, start, train_pack, train_run, write_atomically
+from jaxsat.train import (
+    Preempted,
+    initializer,
+    logs,
+    loop,
+    read_account,
+    read_metrics,
+    start,
+    train_pack,
+    train_run,
+    write_atomically,
+)
 
 
 def metrics(out, run):
@@ -211,6 +223,40 @@ def test_preempted_again_and_again_ends_in_the_same_numbers(trained, tiny_pack, 
     for run in tiny_pack.runs:
         assert len(json.loads((tmp_path / "runs" / run.id / "env.json").read_text())) == len(stops)
     assert_same_training(tmp_path, trained, tiny_pack)
+
+
+def test_saves_by_time_change_no_number(trained, tiny_pack, tiny_corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    saved = []
+    save = Store.save
+    monkeypatch.setattr(Store, "save", lambda self, step, *rest: (saved.append(step), save(self, step, *rest)))
+    train_pack(tiny_pack, tiny_corpus, tmp_path)
+    assert saved == list(range(61))
+    with Store(tmp_path / "checkpoints" / tiny_pack.id) as store:
+        assert store.steps == sorted({*tiny_pack.runs[0].checkpoint_steps, 59, 60})
+    assert_same_training(tmp_path, trained, tiny_pack)
+
+
+def test_the_account_adds_up_over_launches(tiny_pack, tiny_corpus, tmp_path):
+    """Killed at step 50 with the account written then, it goes on from 40."""
+    of_first = tmp_path / "runs" / tiny_pack.runs[0].id
+
+    def kill(step, losses):
+        if step == 50:
+            raise MemoryError
+
+    with pytest.raises(MemoryError), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logs, "ACCOUNT_SECONDS", 0.0)
+        train_pack(tiny_pack, tiny_corpus, tmp_path, kill)
+    before = read_account(of_first)
+    assert (before["step"], before["restarts"], before["steps_again"]) == (50, 0, 0)
+    train_pack(tiny_pack, tiny_corpus, tmp_path)
+    after, n_devices = read_account(of_first), make_mesh(tiny_pack, pack_layout(tiny_pack, Layout())).size
+    assert (after["step"], after["restarts"], after["steps_again"]) == (60, 1, 10)
+    assert 0 < after["seconds_again"] < before["seconds"] < after["seconds"]
+    assert after["device_seconds"] == pytest.approx(n_devices * after["seconds"])
+    train_pack(tiny_pack, tiny_corpus, tmp_path)  # at its end
+    assert read_account(of_first) == after
 
 
 def test_sigterm_after_the_last_step_is_not_swallowed(trained, tiny_pack, tiny_corpus, tmp_path):

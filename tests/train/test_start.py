@@ -23,7 +23,7 @@ def trunk(tiny_run):
 def out(trunk, tiny_corpus, tmp_path_factory):
     """A trunk and a run of smaller rank in one pack."""
     out = tmp_path_factory.mktemp("trunk")
-    train_pack(Pack((override(trunk, {"model.head_rank": 2}), trunk)), tiny_corpus, out)
+    train_pack(Pack((override(trunk, {"model.head_rank": 2}), trunk)), tiny_corpus, out, starts=(20, 40))
     return out
 
 
@@ -81,6 +81,18 @@ def test_stopped_and_continued(out, trunk, tiny_corpus, tmp_path):
     before = losses(out, branch)
     train_pack(Pack((branch,)), tiny_corpus, out)
     assert losses(out, branch) == before
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_the_optimizer_of_an_older_step_was_kept_or_is_asked_for(trunk, tiny_corpus, tmp_path, keeps):
+    run = override(trunk, {"keep_optimizer": keeps, "train.steps": 50})
+    train_pack(Pack((run,)), tiny_corpus, tmp_path)
+    branch = Pack((run.branch(20, {"train.steps": 21}, ALL),))
+    if keeps:
+        train_pack(branch, tiny_corpus, tmp_path)
+    else:
+        with pytest.raises(InputError, match="/20 has parameters alone: the optimizer is kept of the newest two"):
+            train_pack(branch, tiny_corpus, tmp_path)
 
 
 def test_a_rank_starts_from_its_own(out, trunk, tiny_corpus):
