@@ -40,6 +40,7 @@ from jaxsat.commands import (
 from jaxsat.config import DataConfig, InputError, Layout, Preempted
 from jaxsat.fit_options import Options as TableOptions
 from jaxsat.fit_options import is_table
+from jaxsat.watch import watched
 
 # Read when NumPy and SciPy load, which is after this. Devices of one CPU that are in OpenBLAS at once, for QR and SVD,
 # fight for its threads: measuring 6 runs of width 64 took 37 s of two cores' time instead of 27.
@@ -54,17 +55,18 @@ def main(argv: list[str] | None = None) -> int:
     command = tyro.cli(Command, prog="jaxsat", description=DESCRIPTION, args=argv)
     main_thread = threading.current_thread() is threading.main_thread()
     before = {s: signal.signal(s, _end) for s in (signal.SIGTERM, signal.SIGINT)} if main_thread else {}
-    try:
-        return _leave(_main(command))
-    except BaseException:
-        _leave(1, traceback.format_exc())
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with watched(_end) if main_thread else contextlib.nullcontext():
+        try:
+            return _leave(_main(command))
+        except BaseException:
+            _leave(1, traceback.format_exc())
+            raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
-def _end(number: int, _: object) -> None:
+def _end(number: int, _: object = None) -> None:
     """Ends the process at once, between the loops, which hear signals themselves (`jaxsat.stop`): nothing is half done
     there that a kill would spoil. An exception would be lost where garbage is collected, or become an ImportError where
     JAX is imported (4 of 14 tries)."""
@@ -81,6 +83,11 @@ def _leave(code: int, said: str = "") -> int:
     return hosts.leave(code, said) if hosts else code
 
 
+def _of_a_peer(e: RuntimeError) -> int:
+    hosts = sys.modules.get("jaxsat.hosts")
+    return hosts.of_a_peer(e) if hosts else 0
+
+
 def _main(command: Command) -> int:
     try:
         return run(command)
@@ -90,6 +97,10 @@ def _main(command: Command) -> int:
         return _say(str(e), 2)
     except Preempted as e:
         return _say(str(e), 75)
+    except RuntimeError as e:
+        if not (code := _of_a_peer(e)):
+            raise
+        return _say(f"another process has ended ({str(e).splitlines()[0]:.200}); the same command continues", code)
     except OSError as e:
         full = e.errno in (errno.ENOSPC, errno.EDQUOT)
         if not full and e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):

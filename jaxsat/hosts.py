@@ -30,6 +30,7 @@ from jaxsat.config import InputError, Preempted
 T = TypeVar("T")
 _DAY = 86_400  # s
 PATIENCE = 3600  # s for all to come to one call; between two they take the same steps, minutes apart at most
+_OF_PEERS = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED", "Gloo", "onnection", "eartbeat", "peer")
 _calls = itertools.count()
 
 
@@ -107,6 +108,22 @@ def _disconnect(code: int) -> None:
 def _say_left(code: str) -> None:
     with contextlib.suppress(jax.errors.JaxRuntimeError, AttributeError):  # the coordinator, or the client, is gone
         global_state.client.key_value_set(f"jaxsat/left/{global_state.process_id}", code)
+
+
+def of_a_peer(e: RuntimeError) -> int:
+    """The exit code where an error of the runtime is the end of another process: what that ended with, 75 where it
+    could not say; 0 where it is an error of our own."""
+    told = isinstance(e, jax.errors.JaxRuntimeError) and any(word in str(e) for word in _OF_PEERS)
+    if not told or not jax.distributed.is_initialized():
+        return 0
+    until, others = time.monotonic() + 5, set(range(global_state.num_processes)) - {global_state.process_id}
+    while time.monotonic() < until:  # one that fails says so within its last second
+        for j in others:
+            with contextlib.suppress(jax.errors.JaxRuntimeError, AttributeError):  # it has not left
+                code = global_state.client.key_value_try_get(f"jaxsat/left/{j}")
+                return int(code) if code.isdigit() and code != "0" else 1
+        time.sleep(0.5)
+    return 75
 
 
 def together(f: Callable[[], T]) -> list[T]:

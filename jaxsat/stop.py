@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxsat import hosts
 from jaxsat.config import Preempted
+from jaxsat.watch import heard
 
 
 class Stop:
@@ -31,6 +32,7 @@ class Stop:
         """Raises Preempted after SIGTERM and KeyboardInterrupt after Ctrl-C of any host. All hosts must call it."""
         if number := max(hosts.together(lambda: self.signal)):
             self.signal = 0
+            heard()
             raise stopped(number, self._where)
 
     def __exit__(self, error: object, *_: object) -> None:

@@ -3,8 +3,8 @@ r"""Managed jobs of SkyPilot: one task, and a job of it for each share. SkyPilot
     python -m launch.sky --topology v5e:16x16 --spot \
         -- jaxsat reproduce saturation --scale pod --out gs://BUCKET/saturation
 
-SkyPilot requests preempted slices again and restarts the job there, as it does on exit code 75; on 1 and 2 the job
-ends. It does not join slices: split the sweep with --shares, or use launch.tpu_vm or launch.xpk.
+SkyPilot requests preempted slices again and restarts the job there, as it does on exit code 75, and on 134, with which
+JAX ends a host that has lost the others; on 1 and 2 the job ends. It does not join slices: split the sweep with --shares, or use launch.tpu_vm or launch.xpk.
 """
 
 import json
@@ -40,7 +40,7 @@ class Sky(Job):
             "accelerators": f"tpu-{accelerator_type(self.topology)}",
             "accelerator_args": {"runtime_version": vm_image(self.topology)},
             "use_spot": self.spot,
-            "job_recovery": {"max_restarts_on_errors": 0, "recover_on_exit_codes": [75]},
+            "job_recovery": {"max_restarts_on_errors": 0, "recover_on_exit_codes": [75, 134]},
         }
         task: dict[str, object] = {"resources": resources}
         if any(what.startswith(".") for what in self.install):

@@ -417,3 +417,19 @@ def test_a_signal_between_the_loops(tmp_path, number, code):
     assert process.returncode == code
     assert stderr.startswith("jaxsat: ") and stderr.endswith("; the same command continues\n")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_in_what_does_not_return(tmp_path, number, code):
+    """As in a compilation of minutes, where no handler of Python is called."""
+    file = tmp_path / "slow.py"
+    file.write_text("import hashlib\nprint('here', flush=True)\nhashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n")
+    program = "import sys; from jaxsat import cli, watch; watch.GRACE = 0.5; sys.exit(cli.main(sys.argv[1:]))"
+    argv = [sys.executable, "-c", program, "reproduce", str(file), "--out", str(tmp_path / "out")]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert stderr.startswith("jaxsat: ") and stderr.endswith("; the same command continues\n")

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -327,3 +328,47 @@ def test_four_hosts_two_by_two(environment, trained, tiny_pack, tmp_path):
         _, said = job.communicate()
     assert job.returncode == 0, said
     assert_same(tmp_path, trained, pack, tiny_pack)
+
+
+PEERS = """
+import os, signal, sys, time
+import jax
+from jaxsat import cli, hosts
+
+
+def run(command):
+    hosts.join()
+    hosts.together(lambda: 0)
+    if os.environ["JAX_PROCESS_ID"] == "1":
+        exec(sys.argv[1])
+    time.sleep(1)
+    raise jax.errors.JaxRuntimeError(sys.argv[2] + "\\nmore")
+
+
+cli.run = run
+sys.exit(cli.main(["check", "nowhere"]))
+"""
+CLOSED = "UNKNOWN: Gloo AllReduce failed: read: Connection closed by peer"
+
+
+@pytest.mark.parametrize(
+    "ending, error, code",
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", CLOSED, 75),
+        ("sys.exit(hosts.leave(2))", CLOSED, 2),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "INVALID_ARGUMENT: shapes differ", 1),
+    ],
+)
+def test_the_death_of_a_peer_that_is_an_error_of_the_runtime_is_none_of_ours(environment, ending, error, code):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    common = environment | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
+    both = [
+        subprocess.Popen([sys.executable, "-c", PEERS, ending, error], env=common | {"JAX_PROCESS_ID": str(i)},
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]  # fmt: skip
+    (_, said), _ = (process.communicate(timeout=120) for process in both)
+    assert both[0].returncode == code, said
+    assert (f"jaxsat: another process has ended ({error}); the same command continues\n" in said) == (code != 1)

@@ -32,6 +32,7 @@ from jaxsat.train.logs import Clock, RunLog, read_metrics
 from jaxsat.train.start import first_state
 from jaxsat.train.step import Program, abstract_state, hypers, train_step
 from jaxsat.train.task import LANGUAGE_MODEL, ON_PAIRS, Task
+from jaxsat.watch import heard
 
 WINDOW = 10  # steps between looks at the losses; fewer where they take longer than WINDOW_SECONDS
 WINDOW_SECONDS = 5  # all hosts save one to two windows after one is told to stop, of the 30 s it is given
@@ -127,6 +128,8 @@ def train_pack(
                 window.clock.tick(step)
                 progress(step, window.losses)
             stopped_by = window.stopped()  # asked once a step: between saving and raising it may change
+            if stopped_by:
+                heard()
             if step in saves or stopped_by or store and window.since_save > SAVE_SECONDS:
                 window.write_all()
                 store.save(step, state, window.clock.seconds)

@@ -58,7 +58,7 @@ def test_task_of_skypilot(command, tmp_path):
     assert (task["infra"], task["use_spot"]) == ("gcp/us-east5/us-east5-b", True)
     assert task["accelerators"] == {"tpu-v6e-256": 1}
     assert task["accelerator_args"] == {"runtime_version": "v2-alpha-tpuv6e"}
-    assert task["job_recovery"]["recover_on_exit_codes"] == [75]
+    assert task["job_recovery"]["recover_on_exit_codes"] == [75, 134]
     assert task["job_recovery"]["max_restarts_on_errors"] == 0
     assert task["mounts"] == {"~/bucket": ["gs://my-bucket", "MOUNT"]}
     assert task["envs"]["SHARE"] == "2/3"
