@@ -31,7 +31,7 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxsat import hosts
 from jaxsat.checksums import Checksums, checksums
-from jaxsat.config import Imported, InputError, ModelConfig, Run, from_dict
+from jaxsat.config import Imported, InputError, ModelConfig, Preempted, Run, from_dict
 from jaxsat.disk import forget, is_noted, note_folder, read_json
 from jaxsat.parallel import abstract_like
 from jaxsat.sweep import Pack
@@ -397,10 +397,14 @@ class Store:
 
     @_one_error_only()
     def close(self) -> None:
-        """Waits for the last save."""
+        """Waits for the last save. Raises Preempted where orbax has given it up: storage hangs, or the clock of the
+        day, by which it counts, has jumped."""
         if saving := self._saving:
             self._saving = None  # what it raises it raises once
-            saving.result()
+            try:
+                saving.result()
+            except TimeoutError as e:
+                raise Preempted(f"{self.directory}: a save was given up ({e}); the same command continues") from None
 
     def __enter__(self) -> "Store":
         return self

@@ -192,19 +192,25 @@ class Directory:
         for _ in range(10):  # others may write between reading and writing: again until all of ours is there
             if self.exists:
                 self._take_in(Directory(self.path)._read())
-            document = {
-                "format": 2,
-                "settings": self.settings,
-                "texts": self.texts,
-                "experiments": self.experiments,
-                "packs": [[run.id for run in pack.runs] for pack in self.packs],
-                "runs": {id: dataclasses.asdict(run) for id, run in self.runs.items()},
-            }
-            text = json.dumps(document, indent=1)
-            if path.exists() and path.read_text() == text:
+            if self.is_saved:
                 return
-            write_atomically(path, text)
+            write_atomically(path, self._text())
         raise InputError(f"{path} is written by others all the time: start again")
+
+    @property
+    def is_saved(self) -> bool:
+        return self.exists and (self.path / "sweep.json").read_text() == self._text()
+
+    def _text(self) -> str:
+        document = {
+            "format": 2,
+            "settings": self.settings,
+            "texts": self.texts,
+            "experiments": self.experiments,
+            "packs": [[run.id for run in pack.runs] for pack in self.packs],
+            "runs": {id: dataclasses.asdict(run) for id, run in self.runs.items()},
+        }
+        return json.dumps(document, indent=1)
 
     def _take_in(self, there: "Directory") -> None:
         there.know_settings(self.settings)

@@ -84,6 +84,16 @@ class Jobs:
         versions = {(series, name, version) for series, _, name, version in done}
         return [c for c in self.computed if (c.name, c.key, c.version) not in versions]
 
+    def all_done(self) -> bool:
+        """Whether no stage has anything to write."""
+        if self.imports or not self.directory.is_saved:
+            return False
+        if any(state.name not in ("done", "diverged") for state in self._states().values()):
+            return False
+        done = self.done()
+        unmeasured = self.unmeasured(done) or self.unmeasured(done, self.best())
+        return not (self.untrained() or unmeasured or self.uncomputed(done))
+
     def done(self, rows: pd.DataFrame | None = None) -> Done:
         """What the table `rows`, else that on disk, holds. Raises InputError where a measure has been made in a later
         version than is asked for."""

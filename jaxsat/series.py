@@ -6,6 +6,8 @@ whether the steps can be what they are called.
 
 import contextlib
 import dataclasses
+import functools
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ from jaxsat.directory import Directory
 from jaxsat.measure import table
 from jaxsat.measure.items import item_rows, measure_name
 from jaxsat.measure.measure import values
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,7 @@ def scored(
         out = epath.Path(where)
         writer = None
         if (out / "sweep.json").exists():
-            stack.enter_context(lease.held(out, "items", waiting=lambda who: None))
+            stack.enter_context(lease.held(out, "items", waiting=functools.cache(logger.warning)))  # each once
             writer = stack.enter_context(table.Writer(out / "measurements", "items"))
         for each in items:
             found.append(evaluate.score(series.config, params, series.tokenizer, each, cut=cut))

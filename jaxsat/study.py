@@ -74,7 +74,10 @@ class Study:
     # The stages.
 
     def train(self, progress: Progress, tensorboard: bool = False) -> bool:
-        """Whether there was anything to train."""
+        """Whether there was anything to train. A finished study takes no lease: it may lie where nothing is written."""
+        if hosts.first(self.jobs.all_done):
+            self.jobs.check_texts()
+            return False
         with user_code(self.experiment.file), lease.held(self.out, "train", self.share):
             self.jobs.obtain(progress)
             hosts.first(lambda: self.directory.mend_logs(self.experiment.runs))
@@ -82,6 +85,8 @@ class Study:
 
     def measure(self, progress: Progress, wait: bool = False) -> None:
         """`wait`: for another process that measures, rather than refuse."""
+        if hosts.first(self.jobs.all_done):
+            return
         waiting = (lambda who: progress("measure", 0.0, who)) if wait else None
         with user_code(self.experiment.file), lease.held(self.out, "measure", self.share, waiting):
             self.jobs.measure(progress)

@@ -4,7 +4,8 @@ r"""Managed jobs of SkyPilot: one task, and a job of it for each share. SkyPilot
         -- jaxsat reproduce saturation --scale pod --out gs://BUCKET/saturation
 
 SkyPilot requests preempted slices again and restarts the job there, as it does on exit code 75, and on 134, with which
-JAX ends a host that has lost the others; on 1 and 2 the job ends. It does not join slices: split the sweep with --shares, or use launch.tpu_vm or launch.xpk.
+JAX ends a host that has lost the others; on 1 and 2 the job ends. It does not join slices: split the sweep with
+--shares, or use launch.tpu_vm or launch.xpk.
 """
 
 import json

@@ -1,0 +1,111 @@
+"""Every file of a study in turn is damaged: it is found, kept aside or named, and made again to the same numbers."""
+
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from etils import epath
+
+from jaxsat import disk
+from jaxsat.check import check
+from jaxsat.checkpoints import Store
+from jaxsat.config import InputError
+from jaxsat.study import Study
+
+EXPERIMENT = """
+from jaxsat import DataConfig, ModelConfig, Run, Sweep, TrainConfig, product
+
+
+def sweeps(scale):
+    train = TrainConfig(steps=20, batch_size=4, warmup_steps=2, checkpoint_every=10)
+    base = Run(ModelConfig(depth=1, width=8, heads=1, context=16, vocab_size=256), train,
+               DataConfig(("words.txt",), heldout_tokens=256))
+    return [Sweep("main", base, product({"model.head_rank": [2, 4]}))]
+"""
+DAMAGES = {
+    "truncated": lambda content, at: content[: len(content) // 2],
+    "emptied": lambda content, at: b"",
+    "deleted": lambda content, at: None,
+    "flipped": lambda content, at: content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :],
+}
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A finished study, with nothing measured of its last checkpoint and no report."""
+    home = tmp_path_factory.mktemp("damage")
+    words = ["sun", "moon", "stars", "sea", "stone", "tree", "river", "and", "the", "of"]
+    (home / "words.txt").write_text("\n".join(" ".join(np.random.default_rng(i).choice(words, 30)) for i in range(200)))
+    (home / "small.py").write_text(EXPERIMENT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.setenv("JAXSAT_CACHE", str(home / "cache"))
+        go_on("quiet")
+        yield home
+
+
+def go_on(out: str) -> None:
+    study = Study("small.py", "laptop", out)
+    study.train(lambda *_: None)
+    study.measure(lambda *_: None)
+
+
+def numbers(out: Path) -> pd.DataFrame:
+    rows = Study("small.py", "laptop", out).results(fit=False).measurements
+    return rows[~rows["metric"].str.endswith("_latency")].reset_index(drop=True)
+
+
+def damaged(home: Path, file: Path, how: str) -> Path | None:
+    """A copy of the quiet study in which one file is damaged; None where that would change nothing."""
+    shutil.rmtree(home / "damaged", ignore_errors=True)
+    shutil.copytree(home / "quiet", home / "damaged")
+    path = home / "damaged" / file
+    if not (content := path.read_bytes()):
+        return None
+    changed = DAMAGES[how](content, random.Random(str(file)).randrange(len(content)))
+    path.unlink() if changed is None else path.write_bytes(changed)
+    return home / "damaged"
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_every_file_of_the_newest_checkpoint(home, how):
+    """Training makes it again from the one before, keeps the damaged one aside, and the numbers are those."""
+    expected = numbers(home / "quiet")
+    step = next((home / "quiet" / "checkpoints").glob("*/20"))
+    files = sorted(p.relative_to(home / "quiet") for p in step.rglob("*") if p.is_file() and p.name != disk.HASHES)
+    assert len(files) > 10
+    for file in files:
+        if not (out := damaged(home, file, how)):
+            continue
+        assert any(str(path).endswith(str(file)) for path, _ in disk.faults(epath.Path(out))), file
+        shutil.rmtree(out / "measurements")
+        for _ in range(2):  # what is found while it is measured is made again by the next command
+            go_on(str(out))
+        pd.testing.assert_frame_equal(numbers(out), expected, check_exact=True)
+        with Store(out / "checkpoints" / step.parent.name, alone=True) as store:
+            store.verify(20)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_every_file_beside_the_checkpoints(home, how):
+    """It is named by `check`; a command ends in one line that names it, or in the same numbers."""
+    expected = numbers(home / "quiet")
+    quiet = home / "quiet"
+    files = sorted(p.relative_to(quiet) for p in quiet.rglob("*") if p.is_file() and "checkpoints" not in p.parts)
+    for file in files:
+        if not (out := damaged(home, file, how)) or file.parts[0] == ".leases":
+            continue
+        if not file.name.endswith(disk.HASHES):
+            with_sums = not (file.name == "sweep.json" and how == "deleted")  # nothing is left that says what it was
+            assert not with_sums or any(str(file) in line for line in check(out)), file
+        try:
+            go_on(str(out))
+            found = numbers(out)
+        except InputError as e:
+            assert file.name.removesuffix(disk.HASHES).lstrip(".") in str(e) and "\n" not in str(e), (file, str(e))
+        else:
+            pd.testing.assert_frame_equal(found, expected, check_exact=True)
