@@ -32,7 +32,7 @@ from orbax.checkpoint import v1 as ocp
 from jaxsat import hosts
 from jaxsat.checksums import Checksums, checksums
 from jaxsat.config import Imported, InputError, ModelConfig, Preempted, Run, from_dict
-from jaxsat.disk import forget, is_noted, note_folder, read_json
+from jaxsat.disk import absolute, forget, in_bucket, is_noted, note_folder, read_json
 from jaxsat.parallel import abstract_like
 from jaxsat.sweep import Pack
 
@@ -122,7 +122,7 @@ class Store:
         alone: bool = False,
         retention: Retention | None = None,
     ):
-        self.directory = epath.Path(directory).resolve()  # orbax writes to absolute paths only
+        self.directory = absolute(directory)
         self._retention = retention
         self.unreadable: dict[int, str] = {}
         self._together = (lambda f: [f()]) if alone else hosts.together
@@ -210,7 +210,7 @@ class Store:
 
     def _note(self, step: int) -> None:
         """The hashes of a step's files, for `disk.faults`; a bucket has its own, and what it holds is not fetched."""
-        if jax.process_index() == 0 and "://" not in str(self.directory):
+        if jax.process_index() == 0 and not in_bucket(self.directory):
             note_folder(self.directory / str(step))
 
     def latest(self, abstract: dict[str, Any]) -> tuple[dict[str, Any], float] | None:

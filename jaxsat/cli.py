@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -52,6 +53,8 @@ SHARES = {"import": 0.0, "corpus": 0.02, "train": 0.68, "measure": 0.15, "comput
 
 
 def main(argv: list[str] | None = None) -> int:
+    if hasattr(sys.stdout, "reconfigure"):  # names of files need be no Unicode, nor what a damaged file names
+        sys.stdout.reconfigure(errors="backslashreplace")
     command = tyro.cli(Command, prog="jaxsat", description=DESCRIPTION, args=argv)
     main_thread = threading.current_thread() is threading.main_thread()
     before = {s: signal.signal(s, _end) for s in (signal.SIGTERM, signal.SIGINT)} if main_thread else {}
@@ -97,13 +100,17 @@ def _main(command: Command) -> int:
         return _say(str(e), 2)
     except Preempted as e:
         return _say(str(e), 75)
+    except ImportError as e:
+        if not re.search("[Ii]nstall (gcsfs|s3fs) ", str(e)):  # of etils, for a bucket
+            raise
+        return _say(f"{e}, or give a folder", 2)
     except RuntimeError as e:
         if not (code := _of_a_peer(e)):
             raise
         return _say(f"another process has ended ({str(e).splitlines()[0]:.200}); the same command continues", code)
     except OSError as e:
         full = e.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not full and e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if not full and e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG):
             raise
         todo = "make room: the same command continues" if full else "choose another --out"
         return _say(f"{e.strerror}: {e.filename or getattr(command, 'out', None) or os.getcwd()}; {todo}", 2)

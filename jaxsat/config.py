@@ -16,11 +16,24 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+LONGEST = 480  # characters of a message
+MOST_CHECKPOINTS = 10**6  # of a run
 MIXED = 1000  # rows in a row of which each corpus of a mixture has its share exactly, rounded to whole rows
 
 
 class InputError(Exception):
-    """The user's input is wrong. The message says what, where, and what would be right; the CLI exits with 2."""
+    """The user's input is wrong. The message says what, where, and what would be right; the CLI exits with 2.
+
+    One line whatever it quotes: what cannot be printed is escaped, and of what is too long the middle is left out.
+    """
+
+    def __init__(self, message: str):
+        line = message if message.isprintable() else "".join(map(_printable, message))
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 155]} ... {line[-150:]}")
+
+
+def _printable(char: str) -> str:
+    return char if char.isprintable() else char.encode("unicode_escape").decode()
 
 
 class Preempted(Exception):
@@ -275,13 +288,16 @@ def validate(run: Run) -> Run:
         least = 0 if key in ("seed", "data_seed", "train.warmup_steps", "start.step") else 1
         if isinstance(value, int) and not isinstance(value, bool) and value < least:
             raise InputError(f"{key} = {value}: must be at least {least}")
+        if isinstance(value, int) and value >= 2**31 and key.partition(".")[0] in ("model", "train"):
+            raise InputError(f"{key} = {value}: must be below 2^31")
         if isinstance(value, float) and not 0 <= value < math.inf:
             raise InputError(f"{key} = {value}: must be a finite number, at least 0")
     for key, seed in {"seed": run.seed, "data_seed": run.order_seed}.items():
         if seed >= 2**32:
             raise InputError(f"{key} = {seed}: must be below 2^32")
     if m.width % m.heads and not m.head_width:
-        fewer = next(h for h in range(m.heads, 0, -1) if m.width % h == 0)
+        divisors = {d for i in range(1, math.isqrt(m.width) + 1) if m.width % i == 0 for d in (i, m.width // i)}
+        fewer = max(d for d in divisors if d < m.heads)
         raise InputError(
             f"model.width = {m.width} is not divisible by model.heads = {m.heads}: try model.heads = {fewer}"
         )
@@ -315,6 +331,11 @@ def validate(run: Run) -> Run:
     for key in ("beta1", "beta2"):
         if getattr(t, key) >= 1:
             raise InputError(f"train.{key} = {getattr(t, key)}: must be below 1")
+    if t.steps // t.checkpoint_every > MOST_CHECKPOINTS:
+        raise InputError(
+            f"train.checkpoint_every = {t.checkpoint_every}: of train.steps = {t.steps} more than {MOST_CHECKPOINTS} "
+            "checkpoints would be kept"
+        )
     if t.warmup > t.steps:
         raise InputError(f"train.warmup_steps = {t.warmup_steps} is above train.steps = {t.steps}")
     if (run.start.run is None) != (run.start.step is None) or run.start.kept and run.start.run is None:
@@ -400,6 +421,8 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
             raise InputError(f"{key} = {value!r}: must be a list")
         return tuple(_typed(key, v, args[0]) for v in items)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) >= 2**1023:
+            raise InputError(f"{key} = {str(value)[:20]}...: must be a number that a float can hold")
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)

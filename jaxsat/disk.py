@@ -37,6 +37,16 @@ def write_atomically(path: epath.Path, content: str | bytes) -> None:
     _put(path, content)
 
 
+def in_bucket(path: epath.Path) -> bool:
+    return "://" in os.fspath(path)
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """As orbax and tensorstore want it. Of a bucket, `resolve` of epath makes a local one: /cwd/gs:/bucket/..."""
+    path = epath.Path(path)
+    return path if in_bucket(path) else path.resolve()
+
+
 def _hash(content: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(content)
 
@@ -82,8 +92,11 @@ def forget(folder: epath.Path, part: str) -> None:
 
 
 def _below(folder: epath.Path) -> Iterator[epath.Path]:
-    """All files."""
-    return (root / name for root, _, names in folder.walk() for name in names)
+    """All files. In a bucket, `walk` of epath leaves out its scheme."""
+    scheme = f"{os.fspath(folder).partition('://')[0]}://" if in_bucket(folder) else ""
+    for root, _, names in folder.walk():
+        root = root if in_bucket(root) else epath.Path(f"{scheme}{root}")
+        yield from (root / name for name in names)
 
 
 def is_noted(folder: epath.Path) -> bool:
@@ -98,16 +111,19 @@ def faults(out: epath.Path) -> Iterator[tuple[epath.Path, str]]:
         if noted.name == HASHES:
             try:
                 hashes = _checked(json.loads(noted.read_text()), dict[str, str])
-            except ValueError as e:
+            except (ValueError, RecursionError, OSError) as e:
                 yield noted, f"{noted} cannot be read ({str(e).splitlines()[0]})"
                 continue
             found = [(noted.parent / name, lambda content, was=was: _hash(content) == was)
                      for name, was in hashes.items()]  # fmt: skip
         for path, is_right in found:
-            if not path.exists():
+            try:
+                if not is_right(path.read_bytes()):
+                    yield path, f"{path} is not as it was written"
+            except FileNotFoundError:
                 yield path, f"{path} is gone"
-            elif not is_right(path.read_bytes()):
-                yield path, f"{path} is not as it was written"
+            except (OSError, ValueError) as e:  # a folder, or a name that no file can have
+                yield path, f"{path} cannot be read ({getattr(e, 'strerror', None) or e})"
 
 
 def read_json(path: epath.Path, shape: Any, kind: str, todo: str) -> Any:

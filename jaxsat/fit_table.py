@@ -65,7 +65,7 @@ def fit_table(path: str, options: Options) -> Found:
     if options.family is not None:
         if rivals:
             raise InputError("--compare takes forms without families: leave out --family")
-        families = sorted(tables.column(table, options.family, "--family").astype(str).unique())
+        families = sorted(tables.labels(table, options.family, "--family").unique())
         form = laws.by_family(form, families, options.own)
     inputs, target = _columns(form, table, options, families)
     rivals_inputs = [_columns(rival, table, options, [])[0] for rival in rivals]
@@ -76,7 +76,7 @@ def fit_table(path: str, options: Options) -> Found:
     if options.weight is not None:
         shared["weights"] = tables.numbers(table, options.weight, flag="--weight")
     if options.group is not None:
-        shared["groups"] = tables.column(table, options.group, "--group").astype(str).to_numpy()
+        shared["groups"] = tables.labels(table, options.group, "--group").to_numpy()
     points = [_point(form, text, families) for text in options.predict]
     held_R = None if options.held_out is None else _held(table, options.held_out)
 

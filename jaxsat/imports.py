@@ -86,7 +86,11 @@ def resolve(directory: Directory, asked: Import) -> Run:
         steps = have
     if there and have:
         return _settled(asked, there, directory).run(there.model, steps)
-    return asked.run(interop.peek(asked.found()[min(steps)]), steps)
+    first = asked.found()[min(steps)]
+    if not first.startswith(interop.HUB):  # what is wrong with its weights is said before anything is written
+        with opened(first):
+            pass
+    return asked.run(interop.peek(first), steps)
 
 
 def _settled(asked: Import, there: Run, directory: Directory) -> Import:

@@ -22,6 +22,7 @@ from etils import epath
 
 from jaxsat import hosts
 from jaxsat.config import InputError
+from jaxsat.disk import absolute
 
 BEAT, LEASE = 2.0, 30.0  # s
 FOLDER = ".leases"
@@ -48,7 +49,7 @@ def held(
 
 def _taken(out: epath.Path, kind: str, share: tuple[int, int], waiting: Callable[[str], None] | None) -> "_Lease":
     there = out.exists()
-    store = tensorstore.KvStore.open(f"{(out.resolve() / FOLDER).as_uri()}/").result()
+    store = tensorstore.KvStore.open(f"{(absolute(out) / FOLDER).as_uri()}/").result()
     own, n = "{}-{}-of-{}.json".format(kind, *share), f"-{share[1]}.json"
     while True:
         lease, other = _Lease.take(store, own, out, there), own

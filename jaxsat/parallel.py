@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import fsspec.config
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
@@ -73,6 +74,8 @@ def start(layout: Layout = Layout()) -> None:
         jax.config.update("jax_num_cpu_devices", machine.cores())
     if jax.config.jax_num_cpu_devices == 1:
         _keep_memory()
+    # What other hosts, and tensorstore, write into a bucket is seen.
+    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     hosts.join()
     _find(asked)
 

@@ -87,7 +87,7 @@ def read(path: Path, todo: str) -> list[Told]:
             if of is not None:
                 low, high = (end if of[k] is None else of[k] for k, end in (("low", -math.inf), ("high", math.inf)))
                 estimate = Estimate(of["value"], low, high, str(of["unit"]), str(of["how"]), of["n"])
-        except (LookupError, TypeError, InputError):
+        except (LookupError, TypeError, OverflowError, InputError):
             raise InputError(f"{path} is not {kind} ({i}.estimate = {of!r:.60}): {todo}") from None
         told.append(Told(**{key: claim[key] for key in _Claim.__annotations__} | {"estimate": estimate}))
     return told

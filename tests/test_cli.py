@@ -289,6 +289,8 @@ def test_a_wrong_experiment(edited, wrong, home, old, new, said):
         ),
         (["reproduce", "mine.py", "--out", "."], "is not empty and holds no sweep.json"),
         (["show", "."], "holds no sweep.json"),
+        (["show", "a\nb\udcff"], r"a\nb\udcff holds no sweep.json"),
+        (["index", "x" * 300], "File name too long: x"),
         (["index", "."], ". has no reports yet"),
         (["index", "runs/mine", "--to", "mine.py"], "mine.py exists and is no index of jaxsat"),
         (["corpus", "prepare", "bible_wbe"], "did you mean 'bible_web'"),
@@ -296,6 +298,14 @@ def test_a_wrong_experiment(edited, wrong, home, old, new, said):
 )
 def test_wrong_names(wrong, argv, said):
     assert said in wrong(*argv)
+
+
+def test_a_bucket_without_its_library_is_said(wrong, monkeypatch):
+    def run(_):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr("jaxsat.cli.run", run)
+    assert "Please install gcsfs to access Google Storage, or give a folder" in wrong("show", "gs://bucket/x")
 
 
 def test_a_checkpoint_directory_of_another_model(finished, edited, wrong):

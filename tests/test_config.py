@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxsat.config import (
+    LONGEST,
     DataConfig,
     InputError,
     ModelConfig,
@@ -191,12 +192,19 @@ def test_every_key_changes_the_id(key):
         ({"data": {"corpus": 3}}, "data.corpus = 3: must be a list"),
         ({"data": {"corpus": [3]}}, "data.corpus = 3: must be of type str"),
         ([1], "Run must be an object, not [1]"),
+        ({"train": {"learning_rate": 10**400}}, "train.learning_rate = 10000000000000000000...: must be a number"),
     ],
 )
 def test_wrong_keys_and_types_are_named(data, message):
     with pytest.raises(InputError) as e:
         from_dict(Run, data)
     assert str(e.value).startswith(message) and "\n" not in str(e.value)
+
+
+def test_a_message_is_one_line_whatever_it_quotes():
+    assert str(InputError("a\nb\udcff \x1b−é")) == r"a\nb\udcff \x1b−é"
+    long = str(InputError(f"where: {'x' * 1000}: mend it"))
+    assert len(long) == LONGEST and long.startswith("where: xx") and long.endswith("xx: mend it") and " ... " in long
 
 
 def test_lossless_conversions():
@@ -229,6 +237,15 @@ def test_lossless_conversions():
         (
             {"model.width": 48, "model.heads": 9},
             "model.width = 48 is not divisible by model.heads = 9: try model.heads = 8",
+        ),
+        (
+            {"model.width": 48, "model.heads": 2**31 - 1},
+            f"model.width = 48 is not divisible by model.heads = {2**31 - 1}: try model.heads = 48",
+        ),
+        ({"model.heads": 2**31}, f"model.heads = {2**31}: must be below 2^31"),
+        (
+            {"train.steps": 2**30, "train.checkpoint_every": 1},
+            f"train.checkpoint_every = 1: of train.steps = {2**30} more than 1000000 checkpoints would be kept",
         ),
         ({"model.kv_heads": 3}, "model.heads = 4 is not divisible by model.kv_heads = 3"),
         (

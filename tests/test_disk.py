@@ -1,6 +1,7 @@
 """Files that are whole or absent, and JSON that is what it should be."""
 
 import json
+import os
 from typing import Any, Literal, TypedDict
 
 import pytest
@@ -89,7 +90,14 @@ def test_a_folder_that_is_written_as_one(tmp_path):
     assert [fault for _, fault in disk.faults(folder)] == [
         f"{folder / 'a.txt'} is not as it was written", f"{folder / 'deep/b.bin'} is gone"
     ]  # fmt: skip
-    (folder / ".xxh3").write_text("{")
+    (folder / "a.txt").unlink()
+    (folder / "a.txt").mkdir()
+    assert f"{folder / 'a.txt'} cannot be read (Is a directory)" in [fault for _, fault in disk.faults(folder)]
+    for noted in ("{", "[" * 100_000, '{"a\\u0000": ""}'):
+        (folder / ".xxh3").write_text(noted)
+        assert "cannot be read" in next(disk.faults(folder))[1]
+    (folder / ".xxh3").unlink()
+    os.symlink("nowhere", folder / ".xxh3")
     assert "cannot be read" in next(disk.faults(folder))[1]
 
 
@@ -118,3 +126,10 @@ def test_what_is_no_file_and_what_is_in_the_way(tmp_path):
     for inside in ("file/x", "file/deep/x"):
         with pytest.raises(InputError, match="cannot be a folder: a file is in its place, move it away"):
             write_atomically(epath.Path(tmp_path) / inside, "")
+
+
+def test_a_path_of_a_bucket_stays_one(tmp_path, monkeypatch):
+    """`resolve` of epath makes /cwd/gs:/bucket/out of it."""
+    monkeypatch.chdir(tmp_path)
+    assert str(disk.absolute("gs://bucket/out")) == "gs://bucket/out"
+    assert str(disk.absolute("out")) == str(tmp_path / "out")

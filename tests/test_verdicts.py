@@ -36,6 +36,7 @@ def test_what_a_report_has_written_is_read_back(tmp_path: Path):
         ({"estimate": []}, "1.estimate = ..: must be an object or null"),
         ({"estimate": {"value": 1}}, "1.estimate = {'value': 1}"),
         ({"estimate": RISE | {"value": 9}}, "1.estimate = {'value': 9"),  # outside its interval
+        ({"estimate": RISE | {"value": 10**400, "high": None}}, "1.estimate = {'value': 1000"),
         ({"estimate": RISE | {"value": None}}, "1.estimate = {'value': None"),
     ],
 )

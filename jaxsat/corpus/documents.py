@@ -220,6 +220,8 @@ def _builder(name: str) -> "tfds.core.DatasetBuilder":
         return BUILDERS[name](data_dir=cache_dir() / "tfds", file_format="array_record")
     if (epath.Path(name) / "dataset_info.json").exists():
         return tfds.builder_from_directory(name)
+    if name.startswith("huggingface:"):  # TFDS would ask their hub
+        raise InputError(f"corpus {name!r} is on the hub of Hugging Face: give a file of it, .txt or .jsonl")
     data_dir = os.environ.get("TFDS_DATA_DIR", cache_dir() / "tfds")
     elsewhere = f"a TFDS dataset that needs TensorFlow is read when it lies prepared as array_record in {data_dir}"
     try:

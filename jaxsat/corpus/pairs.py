@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from jaxsat.corpus.tokenizer import begin_ids, own_begin
+from jaxsat.corpus.tokenizer import begin_ids, encode, own_begin
 
 
 class Pair(NamedTuple):
@@ -29,9 +29,9 @@ def encode_pairs(tokenizer: Tokenizer, texts: Sequence[tuple[str, str]]) -> list
     """
     stripped = [context.rstrip() for context, _ in texts]
     contexts = list(dict.fromkeys(stripped))
-    encode = lambda texts: [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-    ids_of = dict(zip(contexts, encode(contexts)))
-    wholes = encode([context + continuation for context, continuation in texts])
+    ids = lambda texts: [encoding.ids for encoding in encode(tokenizer, texts)]
+    ids_of = dict(zip(contexts, ids(contexts)))
+    wholes = ids([context + continuation for context, continuation in texts])
     begin, own = begin_ids(tokenizer), own_begin(tokenizer)
     return [
         Pair(own + ids_of[context] if ids_of[context] else begin, whole[len(ids_of[context]) :])

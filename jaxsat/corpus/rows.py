@@ -17,7 +17,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -28,6 +28,7 @@ from jaxsat.corpus.documents import TextPair, Units, content_id, documents, fing
 from jaxsat.corpus.documents import at_hand as documents_at_hand
 from jaxsat.corpus.editions import cache_dir, using_cache
 from jaxsat.corpus.pairs import encode_pairs, lengths_of, pack
+from jaxsat.disk import read_json, write_atomically
 
 RULES = 2  # how files are read, documents held out, rows cut and written: part of the cache's key and the identity
 MAX_LOST = 0.01  # of a split's characters: with more, the loss is that of another text
@@ -48,6 +49,9 @@ class Statistics:
     content_hash: str  # of every id and text
     tokenizer_hash: str  # of tokenizer.json
     tokens_hash: str  # of the held-out and the training tokens
+
+
+_Kept = TypedDict("_Kept", {**Statistics.__annotations__, "train": list[list[Any]], "heldout": list[list[Any]]})
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +228,7 @@ def _write(directory: Path, data: DataConfig, vocab_size: int, progress: Progres
         tokens_hash=hashed.hexdigest(),
     )
     files = {"train": [(e.tokens, e.pairs) for e in of_train], "heldout": [(e.tokens, e.pairs) for e in of_heldout]}
-    (directory / "corpus.json").write_text(json.dumps(dataclasses.asdict(statistics) | files, indent=1))
+    write_atomically(directory / "corpus.json", json.dumps(dataclasses.asdict(statistics) | files, indent=1))
 
 
 _KINDS = {str: "texts", Units: "units", TextPair: "pairs"}
@@ -284,7 +288,7 @@ def _encode(
                     )
             else:
                 whole = learnt = block
-                ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(block, add_special_tokens=False)]
+                ids = [encoding.ids for encoding in bpe.encode(tokenizer, block)]
                 marked = [[*ids_T, eos] for ids_T in ids]
             tokens = np.fromiter(itertools.chain.from_iterable(marked), _dtype(entries, pairs))
             if np.count_nonzero(tokens == eos) != len(block):
@@ -325,9 +329,9 @@ def _sha256(data: bytes) -> str:
 
 
 def _read(directory: Path, data: DataConfig, context: int) -> Corpus:
-    found = json.loads((directory / "corpus.json").read_text())
-    train, heldout = found.pop("train"), found.pop("heldout")
-    statistics = Statistics(**found)
+    found = read_json(directory / "corpus.json", _Kept, "what we keep of a corpus", f"remove {directory}")
+    train, heldout = found["train"], found["heldout"]
+    statistics = Statistics(**{f.name: found[f.name] for f in dataclasses.fields(Statistics)})
     rows = lambda split, files: [
         _rows(directory, f"{i}.{split}", n, pairs, statistics, data, context) for i, (n, pairs) in enumerate(files)
     ]

@@ -5,10 +5,10 @@ import json
 import operator
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from jaxsat.config import InputError
 
@@ -74,7 +74,16 @@ def load(path: str, vocab_size: int, ends: bool = True) -> Tokenizer:
 
 def size(tokenizer: Tokenizer) -> int:
     """The largest id and 1: what an embedding needs. More than the entries where the ids have holes."""
-    return max(tokenizer.get_vocab().values()) + 1
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], special: bool = False) -> list[Encoding]:
+    """`special`: with what the tokenizer puts around each. Raises InputError for a text that it cannot encode, as where
+    it is to write an unknown token and has none."""
+    try:
+        return tokenizer.encode_batch_fast(texts, add_special_tokens=special)
+    except Exception as e:  # all that the Rust library raises
+        raise InputError(f"the tokenizer cannot encode {texts[0]!r:.40} ...: {e}") from None
 
 
 def end_id(tokenizer: Tokenizer) -> int | None:
@@ -92,7 +101,7 @@ def eos_id(tokenizer: Tokenizer) -> int:
 
 def own_begin(tokenizer: Tokenizer) -> list[int]:
     """What the tokenizer puts before every text unless told not to: nothing, or its begin token."""
-    encoding = tokenizer.encode("a")
+    (encoding,) = encode(tokenizer, ["a"], special=True)
     special = itertools.takewhile(operator.itemgetter(1), zip(encoding.ids, encoding.special_tokens_mask))
     return [token_id for token_id, _ in special]
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from jaxsat import model
 from jaxsat.config import InputError, ModelConfig
-from jaxsat.corpus.tokenizer import begin_ids, end_id
+from jaxsat.corpus.tokenizer import begin_ids, encode, end_id
 from jaxsat.evaluate.likelihood import check_ids, padded_length
 from jaxsat.evaluate.scores import exact
 
@@ -37,7 +37,7 @@ def generate(
     A prompt is encoded as the tokenizer does it by itself; an empty one is its `begin_ids`. temperature, top_k, top_p,
     seed: see `generate_tokens`. Raises InputError.
     """
-    rows = [tokenizer.encode(prompt).ids or begin_ids(tokenizer) for prompt in prompts]
+    rows = [e.ids or begin_ids(tokenizer) for e in encode(tokenizer, prompts, special=True)]
     settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     end = [] if (token_id := end_id(tokenizer)) is None else [token_id]
     found = generate_tokens(config, params, rows, n_tokens, ends=end, **settings)

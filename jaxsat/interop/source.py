@@ -35,6 +35,8 @@ class Source:
         self.tokenizer = file if file.exists() else None
         self._tensors: dict[str, tensors.Tensor] = {}
         self._digests: dict[str, str] = {}
+        if self.config.depth > len(found):
+            raise InputError(f"{path} says {self.config.depth} layers, and there are {len(found)} tensors beside it")
         self._entries = list(names.entries(self.family, self.config))
         for entry in self._entries:
             for name in entry.names(self.config):

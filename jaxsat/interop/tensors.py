@@ -18,6 +18,7 @@ from jaxsat.config import InputError
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -61,7 +62,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
         raise InputError(f"{path.parent} has no {path.name}: it belongs beside the weights") from None
     except OSError as e:
         raise InputError(f"{path} cannot be read: {e.strerror}") from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise InputError(f"{path} is cut or no JSON ({e}): fetch it again") from None
     if not isinstance(found, dict):
         raise InputError(f"{path} must be an object, not {str(found)[:40]!r}")
@@ -115,17 +116,21 @@ def _files(folder: epath.Path) -> list[epath.Path]:
 
 def _header(file: epath.Path) -> dict[str, Tensor]:
     damaged = lambda why: InputError(f"{file} is no whole safetensors file ({why}): fetch it again")
-    length = file.stat().length
-    with file.open("rb") as f:
-        n = int.from_bytes(f.read(8), "little")
-        if length < 8 or n > length - 8:
-            raise damaged(f"it has {length} bytes and a header of {n}")
-        try:
-            header = json.loads(f.read(n))
-            header.pop("__metadata__", None)
-            found = dict(_entries(file, header, 8 + n))
-        except (ValueError, TypeError, KeyError, AttributeError) as e:
-            raise damaged(f"its header: {type(e).__name__}: {e}") from None
+    try:
+        length = file.stat().length
+        with file.open("rb") as f:
+            n = int.from_bytes(f.read(8), "little")
+            if length < 8 or n > min(length - 8, LONGEST_HEADER):
+                raise damaged(f"it has {length} bytes and a header of {n}")
+            header = f.read(n)
+    except OSError as e:
+        raise InputError(f"{file} cannot be read: {e.strerror}") from None
+    try:
+        header = json.loads(header)
+        header.pop("__metadata__", None)
+        found = dict(_entries(file, header, 8 + n))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+        raise damaged(f"its header: {type(e).__name__}: {e}") from None
     if (end := max((t.start + t.size for t in found.values()), default=8 + n)) != length:
         raise damaged(f"it has {length} bytes, and its header says {end}")
     return found
@@ -133,9 +138,10 @@ def _header(file: epath.Path) -> dict[str, Tensor]:
 
 def _entries(file: epath.Path, header: dict[str, Any], base: int) -> Iterator[tuple[str, Tensor]]:
     for name, about in header.items():
-        dtype, (start, end), shape = about["dtype"], about["data_offsets"], tuple(map(int, about["shape"]))
+        dtype, (start, end), shape = about["dtype"], about["data_offsets"], tuple(about["shape"])
         if (
-            not 0 <= start <= end
+            not all(type(n) is int for n in (start, end, *shape))
+            or not 0 <= start <= end
             or min(shape, default=0) < 0
             or dtype in DTYPES
             and end - start != math.prod(shape) * DTYPES[dtype].itemsize

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from jaxsat.config import InputError
 
@@ -36,7 +37,7 @@ def read(path: str) -> pd.DataFrame:
     name = path.lower().removesuffix(".gz")
     try:
         if name.endswith(".parquet"):
-            table = pd.read_parquet(path)
+            table = _parquet(path)
             table = table.reset_index(drop=table.index.names == [None])  # rows left out before leave holes in it
         else:
             content = Path(path).read_bytes()
@@ -55,6 +56,13 @@ def read(path: str) -> pd.DataFrame:
     if table.empty:
         raise InputError(f"{path} has no rows")
     return table.rename(columns=lambda name: str(name).strip())
+
+
+def _parquet(path: str) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except (pa.ArrowException, LookupError, TypeError, AttributeError) as e:  # the last of what pandas notes in it
+        raise ValueError(f"{type(e).__name__}: {e}") from None
 
 
 def _csv(text: str) -> pd.DataFrame:
@@ -94,6 +102,8 @@ def _json_lines(text: str) -> pd.DataFrame:
             rows.append(json.loads(line))
         except json.JSONDecodeError as e:
             raise ValueError(f"line {i} is not JSON: {e}") from None
+        except (ValueError, RecursionError) as e:  # a number of 5000 digits, brackets in brackets without end
+            raise ValueError(f"line {i} cannot be read: {e}") from None
         if not isinstance(rows[-1], dict):
             raise ValueError(f'line {i} is no object, such as {{"N": 1e9, "loss": 2.5}}')
     return pd.DataFrame(rows, dtype=object)
@@ -110,6 +120,15 @@ def column(table: pd.DataFrame, name: str, flag: str = "") -> pd.Series:
     if list(table.columns).count(name) > 1:
         raise InputError(f"two columns are named {name!r}: rename one")
     return table[name]
+
+
+def labels(table: pd.DataFrame, name: str, flag: str = "") -> pd.Series:
+    """A column as text. Raises InputError with the row, counted from 1, that has nothing there."""
+    values = column(table, name, flag)
+    if (missing_R := values.isna().to_numpy()).any():
+        row = table.index[missing_R.argmax()] + 1
+        raise InputError(f"column {name!r}, row {row}: nothing is there; {missing_R.sum()} such rows")
+    return values.astype(str)
 
 
 def number(value: Any) -> float:

@@ -64,8 +64,8 @@ def _read(path: epath.Path) -> pd.DataFrame:
         if not intact(path, content):  # before a damaged length asks for all memory
             raise InputError(f"{path} is not as it was written: remove it, and what it held is measured again")
         table = pd.read_parquet(io.BytesIO(content))
-    except (pa.ArrowException, OSError, ValueError) as e:
-        raise InputError(f"{path} is not a Parquet file: {str(e).splitlines()[0]}") from None
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError) as e:
+        raise InputError(f"{path} is not a Parquet file: {str(e).partition(chr(10))[0]}") from None
     if missing := COLUMNS.keys() - set(table.columns):
         raise InputError(f"{path} is not a table of measurements: columns missing: {', '.join(sorted(missing))}")
     table = table.assign(**{name: fill for name, fill in {"measure": "", "version": 0}.items() if name not in table})

@@ -83,7 +83,7 @@ def _studies(dirs: Sequence[str]) -> list[Study]:
 
 def _study(folder: Path, todo: str) -> Study:
     claims, page = read(folder / "claims.json", todo), folder / "index.html"
-    if not page.exists():
+    if not page.is_file():
         raise InputError(f"{folder} has no page index.html: {todo}")
     text, name = page.read_bytes().decode(errors="replace"), folder.resolve().name
     title, drawn = _TITLE.search(text), _FIGURE.search(text)

@@ -57,15 +57,16 @@ def environment() -> dict[str, Any]:
 class Account(TypedDict):
     """What the training of a pack took, over all its launches."""
 
-    step: int  # the furthest that it came
+    step: int  # to which the last launch came
     seconds: float  # of wall time
+    began: float  # of these had gone when the last launch began
     device_seconds: float
     restarts: int  # launches that went on with what another had left
     steps_again: int  # that were lost with one that was killed
     seconds_again: float
 
 
-NOTHING = Account(step=0, seconds=0.0, device_seconds=0.0, restarts=0, steps_again=0, seconds_again=0.0)
+NOTHING = Account(step=0, seconds=0.0, began=0.0, device_seconds=0.0, restarts=0, steps_again=0, seconds_again=0.0)
 
 
 class Clock:
@@ -79,9 +80,9 @@ class Clock:
         if begun := found != NOTHING:
             self._account["restarts"] += 1
             self._account["steps_again"] += max(0, found["step"] - step)
-            self._account["seconds_again"] += max(0.0, found["seconds"] - spent)
+            self._account["seconds_again"] += max(0.0, found["seconds"] - max(spent, found["began"]))
         self._began = self._written = time.monotonic()
-        self._before = found["seconds"] if begun else spent
+        self._before = self._account["began"] = found["seconds"] if begun else spent
         self.write(step)
 
     @property
@@ -90,7 +91,7 @@ class Clock:
 
     def write(self, step: int) -> None:
         now, account = self.seconds, self._account
-        account["step"] = max(step, account["step"])
+        account["step"] = step
         account["device_seconds"] += self._n_devices * (now - max(account["seconds"], self._before))
         account["seconds"] = now
         self._written = time.monotonic()

@@ -120,6 +120,8 @@ def test_a_tfds_dataset_in_another_format(elsewhere: Path):
 
 
 def test_unknown_names():
+    with pytest.raises(InputError, match="'huggingface:x' is on the hub of Hugging Face: give a file of it"):
+        list(documents("huggingface:x"))
     with pytest.raises(InputError, match="unknown corpus 'bible_wbe'; did you mean 'bible_web'"):
         list(documents("bible_wbe"))
     with pytest.raises(

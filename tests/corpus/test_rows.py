@@ -321,6 +321,23 @@ def test_a_cache_in_which_a_byte_is_another(lines, name):
         path.write_bytes(content)
 
 
+@pytest.mark.parametrize(
+    "change", [lambda text: text.replace(b": 0.", b": 1."), lambda text: text[:99], lambda _: b"["]
+)
+def test_what_a_cache_says_of_its_rows_is_checked(lines, change):
+    data = lines(*map(story, range(340, 380)))
+    path = prepare(data, 60, 8).tokenizer.parent / "corpus.json"
+    content = path.read_bytes()
+    path.write_bytes(change(content))
+    try:
+        with pytest.raises(
+            InputError, match=r"corpus.json is not what we keep of a corpus \(.*\): remove .*/rows/\w+$"
+        ):
+            prepare(data, 60, 8)
+    finally:
+        path.write_bytes(content)
+
+
 def test_nothing_is_left_of_an_interrupted_preparation(lines, cache: Path):
     data = lines(*map(story, range(45)))
 

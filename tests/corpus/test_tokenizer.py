@@ -112,6 +112,14 @@ def test_load_what_is_not_a_tokenizer(tmp_path: Path, content: bytes):
         bpe.load(str(tmp_path / "tokenizer.json"), 40)
 
 
+def test_a_text_that_cannot_be_encoded_is_named():
+    words = Tokenizer(models.WordLevel({"the": 0}, unk_token="<unk>"))
+    assert [encoding.ids for encoding in bpe.encode(words, ["the"])] == [[0]]
+    with pytest.raises(InputError, match="cannot encode 'sun' ...: WordLevel error: Missing .UNK. token"):
+        bpe.encode(words, ["sun", "the"])
+    assert bpe.size(Tokenizer(models.BPE())) == 0
+
+
 def test_load_nothing(tmp_path: Path):
     with pytest.raises(InputError, match="No such file or directory; give 'bpe', 'words' or a tokenizer.json"):
         bpe.load(str(tmp_path / "none.json"), 40)

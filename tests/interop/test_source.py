@@ -212,6 +212,12 @@ def test_tensors_that_config_json_does_not_describe_are_refused_by_name(llama_fo
     assert "\n" not in str(e.value)
 
 
+def test_more_layers_than_tensors_are_refused_at_once(llama_folder):
+    change(llama_folder, num_hidden_layers=2**31 - 1)
+    with pytest.raises(InputError, match="config.json says 2147483647 layers, and there are 51 tensors beside it"):
+        interop.open(llama_folder)
+
+
 def test_config_json_that_is_missing_cut_or_of_another_family_is_refused(llama_folder):
     path = llama_folder / "config.json"
     text = path.read_text()

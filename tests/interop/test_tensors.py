@@ -79,11 +79,21 @@ ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     "header",
     [b"[]", b"3", b"{", b"\xff\xff", {"x": 3}, {"x": {}}, {"x": ONE | {"shape": [3]}}, {"x": ONE | {"shape": "ab"}},
      {"x": ONE | {"data_offsets": [8, 0]}}, {"x": ONE | {"data_offsets": [-8, 0]}}, {"x": ONE | {"data_offsets": [0]}},
+     b'{"x": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 8]}}', b"[" * 100_000,
+     {"x": ONE | {"shape": "2"}}, {"x": ONE | {"shape": [2.0]}}, {"x": ONE | {"data_offsets": [0.0, 8.0]}},
      {"x": ONE | {"dtype": "F16"}}, {"x": ONE | {"shape": [-1, -2]}}, {"x": ONE | {"data_offsets": ["0", "8"]}}],
 )  # fmt: skip
 def test_a_header_that_is_none_is_refused(tmp_path, header):
     put(tmp_path / "model.safetensors", header, bytes(8))
     with pytest.raises(InputError, match="model.safetensors is no whole safetensors file"):
+        tensors.find(epath.Path(tmp_path))
+
+
+@pytest.mark.parametrize("what", ["folder", "link"])
+def test_weights_that_are_no_file_are_named(tmp_path, what):
+    path = tmp_path / "model.safetensors"
+    path.mkdir() if what == "folder" else path.symlink_to("nowhere")
+    with pytest.raises(InputError, match="model.safetensors cannot be read: "):
         tensors.find(epath.Path(tmp_path))
 
 

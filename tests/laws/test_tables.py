@@ -1,4 +1,5 @@
 import gzip
+import re
 
 import numpy as np
 import pandas as pd
@@ -121,6 +122,7 @@ def test_copies_of_rows_are_counted():
         ("t.csv", b"\xff\xfe\x00loss\n", "cannot read .*t.csv: it is no text in UTF-8"),
         ("t.csv.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03garbage", "cannot read .*t.csv.gz"),
         ("t.jsonl", b'{"a": 1}\n{not json\n', "cannot read .*t.jsonl: line 2 is not JSON"),
+        ("t.jsonl", b"[" * 100_000, "cannot read .*t.jsonl: line 1 cannot be read: maximum recursion"),
         ("t.jsonl", b"[1, 2]\n", "cannot read .*t.jsonl: line 1 is no object, such as"),
     ],
 )
@@ -129,6 +131,24 @@ def test_what_is_no_table(tmp_path, name, content, message):
     with pytest.raises(InputError, match=message) as error:
         tables.read(str(tmp_path / name))
     assert "\n" not in str(error.value)
+
+
+def test_what_pandas_notes_in_a_parquet_may_be_damaged(tmp_path):
+    path, found = tmp_path / "t.parquet", set()
+    content = TABLE.to_parquet()
+    for at in range(len(content) // 2, len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 2]) + content[at + 1 :])
+        try:
+            tables.read(str(path))
+        except InputError as e:
+            found |= {*re.findall("cannot read .*t.parquet: (KeyError|TypeError): ", str(e))}
+    assert found == {"KeyError", "TypeError"}
+
+
+def test_a_label_that_is_missing_is_named():
+    assert list(tables.labels(TABLE, "run")) == ["a", "a", "b", "3"]
+    with pytest.raises(InputError, match="column 'run', row 2: nothing is there; 1 such rows"):
+        tables.labels(TABLE.assign(run=["a", None, "b", 3]), "run")
 
 
 def test_no_file():

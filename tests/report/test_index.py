@@ -157,8 +157,10 @@ def test_a_spoilt_report_is_named_with_what_makes_it_again(home):
             index.write(["two"])
     (report / "claims.json").write_text("[]")
     (report / "index.html").unlink()
-    with pytest.raises(InputError, match=f"two/reports/b-laptop has no page index.html{again}"):
-        index.write(["two"])
+    for put in (lambda: None, (report / "index.html").mkdir):
+        put()
+        with pytest.raises(InputError, match=f"two/reports/b-laptop has no page index.html{again}"):
+            index.write(["two"])
     assert (home / "index.html").read_bytes() == before
 
 

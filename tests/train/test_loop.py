@@ -238,21 +238,22 @@ def test_saves_by_time_change_no_number(trained, tiny_pack, tiny_corpus, tmp_pat
 
 
 def test_the_account_adds_up_over_launches(tiny_pack, tiny_corpus, tmp_path):
-    """Killed at step 50 with the account written then, it goes on from 40."""
+    """Killed at step 50 with the account written then, it goes on from 40; so it does when it is killed again there."""
     of_first = tmp_path / "runs" / tiny_pack.runs[0].id
 
     def kill(step, losses):
         if step == 50:
             raise MemoryError
 
-    with pytest.raises(MemoryError), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logs, "ACCOUNT_SECONDS", 0.0)
-        train_pack(tiny_pack, tiny_corpus, tmp_path, kill)
-    before = read_account(of_first)
-    assert (before["step"], before["restarts"], before["steps_again"]) == (50, 0, 0)
+    for restarts in (0, 1):
+        with pytest.raises(MemoryError), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(logs, "ACCOUNT_SECONDS", 0.0)
+            train_pack(tiny_pack, tiny_corpus, tmp_path, kill)
+        before = read_account(of_first)
+        assert (before["step"], before["restarts"], before["steps_again"]) == (50, restarts, 10 * restarts)
     train_pack(tiny_pack, tiny_corpus, tmp_path)
     after, n_devices = read_account(of_first), make_mesh(tiny_pack, pack_layout(tiny_pack, Layout())).size
-    assert (after["step"], after["restarts"], after["steps_again"]) == (60, 1, 10)
+    assert (after["step"], after["restarts"], after["steps_again"]) == (60, 2, 20)
     assert 0 < after["seconds_again"] < before["seconds"] < after["seconds"]
     assert after["device_seconds"] == pytest.approx(n_devices * after["seconds"])
     train_pack(tiny_pack, tiny_corpus, tmp_path)  # at its end
