@@ -52,7 +52,7 @@ def read(path: str) -> pd.DataFrame:
         zlib.error,
         csv.Error,
     ) as e:  # of pyarrow, gzip and json too, all their errors of format
-        raise InputError(f"cannot read {path}: {str(e).splitlines()[0]}") from None
+        raise InputError(f"cannot read {path}: {str(e).partition(chr(10))[0]}") from None
     if table.empty:
         raise InputError(f"{path} has no rows")
     return table.rename(columns=lambda name: str(name).strip())
