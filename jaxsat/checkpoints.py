@@ -16,7 +16,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -104,14 +104,20 @@ class Retention:
     steps: frozenset[int]  # their parameters
     whole: frozenset[int] = frozenset()  # all of these
 
+    @staticmethod
+    def of(pack: Pack, starts: Iterable[int] = ()) -> "Retention":
+        """`starts`: steps from which other runs will start with its optimizer."""
+        steps = frozenset(pack.runs[0].checkpoint_steps)
+        return Retention(steps, steps if any(run.keep_optimizer for run in pack.runs) else frozenset(starts))
+
 
 class Store:
     """The checkpoints of one pack: the runs `run_ids`, stacked on a leading axis K in this order.
 
     Without `run_ids`, those of whatever runs it holds. Only a `writable` one creates the directory and sweeps what
-    interrupted saves left there; it keeps all steps, or what `retention` says. `steps`
-    are the complete ones, ascending. Of many hosts all open it, save and read together; `alone`, this one reads without
-    the others. Raises InputError when the directory holds the checkpoints of other runs, or things that are none.
+    interrupted saves left there; it keeps all steps, or what `retention` says. `steps` are the complete ones,
+    ascending. Of many hosts all open it, save and read together; `alone`, this one reads without the others. Raises
+    InputError when the directory holds the checkpoints of other runs, or things that are none.
     """
 
     def __init__(
@@ -220,7 +226,7 @@ class Store:
         all are from which training can go on, and when a checkpoint is of a model of other shapes.
         """
         for step in reversed(self.steps):
-            if step not in self.steps[-2:] and not self._goes_on(step):
+            if not self._goes_on(step):
                 continue
             try:
                 found = self._verified(step, _parts(abstract))
@@ -238,8 +244,8 @@ class Store:
         return None
 
     def _goes_on(self, step: int) -> bool:
-        """Whether `rest` was kept of a step that is not among the newest two."""
-        return bool(hosts.first(lambda: self._stored(step).get("rest") is not None))
+        """Whether `rest` was kept of a step, as it is of the newest two, or has been damaged."""
+        return step in self.steps[-2:] or hosts.first(lambda: self._stored(step).get("rest") is not None)
 
     def params(self, step: int, abstract: Any = None) -> Any:
         """The parameters of every run at `step`, as the ShapeDtypeStructs `abstract` (with shardings) say; by default
@@ -290,7 +296,7 @@ class Store:
         """All that training needs to go on from `step`, as `abstract` says. Raises InputError as `params` does, and
         where the parameters alone were kept."""
         path = self._complete(step)
-        if step not in self.steps[-2:] and not self._goes_on(step):
+        if not self._goes_on(step):
             raise InputError(
                 f"{path} has parameters alone: the optimizer is kept of the newest two checkpoints, of those from "
                 "which runs of the study start with it, and of all of a run with keep_optimizer"

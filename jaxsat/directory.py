@@ -314,7 +314,8 @@ class Directory:
         said = lambda of: "; ".join(dict.fromkeys(map(of, launches)))
         lines = {key: said(lambda e, key=key: e[key]) for key in ("python", "platform")}
         lines["devices"] = said(lambda e: ", ".join(sorted(set(e["devices"]))) + f" ({len(e['devices'])})")
-        lines["training"] = f"{account['seconds']:,.0f} s, {account['device_seconds'] / 3600:,.2f} device-hours"
+        if seconds := account["seconds"]:
+            lines["training"] = f"{seconds:,.0f} s, {account['device_seconds'] / 3600:,.2f} device-hours"
         lines["packages"] = said(lambda e: ", ".join(f"{name} {version}" for name, version in e["packages"].items()))
         lines["settings"] = ", ".join(f"{key} {value}" for key, value in self.settings.items())
         keys = dict.fromkeys(text_key(self.runs[id]) for id in runs)

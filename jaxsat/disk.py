@@ -4,6 +4,7 @@ Beside every file lies its hash, in .<name>.xxh3, and in every folder that is wr
 .xxh3: a bit that is flipped is found.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -37,7 +38,7 @@ def write_atomically(path: epath.Path, content: str | bytes) -> None:
     _put(path, content)
 
 
-def in_bucket(path: epath.Path) -> bool:
+def in_bucket(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
@@ -84,11 +85,13 @@ def note_folder(folder: epath.Path, files: Mapping[str, bytes] | None = None) ->
 
 
 def forget(folder: epath.Path, part: str) -> None:
-    """Notes a folder without a part of it, which is about to be removed."""
+    """Notes a folder without a part of it, which is about to be removed. Hashes that cannot be read stay, for
+    `faults`."""
     if is_noted(folder):
-        hashes = json.loads((folder / HASHES).read_text())
-        kept = {name: was for name, was in hashes.items() if not name.startswith(f"{part}/")}
-        _put(folder / HASHES, json.dumps(kept, indent=0).encode())
+        with contextlib.suppress(ValueError, RecursionError):
+            hashes = _checked(json.loads((folder / HASHES).read_text()), dict[str, str])
+            kept = {name: was for name, was in hashes.items() if not name.startswith(f"{part}/")}
+            _put(folder / HASHES, json.dumps(kept, indent=0).encode())
 
 
 def _below(folder: epath.Path) -> Iterator[epath.Path]:

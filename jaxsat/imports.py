@@ -87,10 +87,10 @@ def resolve(directory: Directory, asked: Import) -> Run:
     if there and have:
         return _settled(asked, there, directory).run(there.model, steps)
     first = asked.found()[min(steps)]
-    if not first.startswith(interop.HUB):  # what is wrong with its weights is said before anything is written
-        with opened(first):
-            pass
-    return asked.run(interop.peek(first), steps)
+    if first.startswith(interop.HUB):
+        return asked.run(interop.peek(first), steps)
+    with opened(first) as source:  # what is wrong with its weights is said before anything is written
+        return asked.run(source.config, steps)
 
 
 def _settled(asked: Import, there: Run, directory: Directory) -> Import:

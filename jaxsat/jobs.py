@@ -224,9 +224,7 @@ class Jobs:
                 )
 
             text, task = self.text(pack.runs[0]), self._task(pack.runs[0])
-            of = {run.id for run in pack.runs}
-            starts = {run.start.step for run in self.directory.runs.values()
-                      if run.start.run in of and "optimizer" in run.start.kept}  # fmt: skip
+            starts = pack.starts(self.directory.runs.values())
             train_pack(pack, text, self.directory.path, step_done, self.layout, None, tensorboard, task, starts)
         return bool(packs)
 

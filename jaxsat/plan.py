@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -30,7 +30,8 @@ import pandas as pd
 
 from jaxsat import experiment as experiments
 from jaxsat import model, parallel
-from jaxsat.config import InputError, Layout, from_dict, validate_layout
+from jaxsat.checkpoints import Retention
+from jaxsat.config import InputError, Layout, Run, from_dict, validate_layout
 from jaxsat.corpus import cache_dir
 from jaxsat.machine import TPUS
 from jaxsat.sweep import Pack, make_packs
@@ -228,7 +229,6 @@ def _serve(request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) ->
             write_atomically(path, json.dumps(_compiled(lowered)))
         return tuple(json.loads(path.read_text()))
 
-    starts = {(run.start.run, run.start.step) for run in experiment.runs.values() if "optimizer" in run.start.kept}
     for i, packs in enumerate(groups.values()):
         pack, m = packs[0], packs[0].model
         chosen = parallel.pack_layout(pack, layout, devices)
@@ -254,7 +254,7 @@ def _serve(request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) ->
             estimate=here * model.step_bytes(m, rows, chosen, "tpu") / 2**30,
             flops=None if drawn else sum(run.tokens_per_step for run in pack.runs) * model.flops_per_token(m),
             steps=sum(pack.runs[0].last_step - pack.runs[0].first_step for pack in packs),
-            gib_on_disk=sum(_checkpoint_bytes(pack, mesh, task, starts) for pack in packs) / 2**30,
+            gib_on_disk=sum(_checkpoint_bytes(pack, mesh, task, experiment.runs.values()) for pack in packs) / 2**30,
             problem=problem,
         )
         answer(dataclasses.asdict(shape))
@@ -295,16 +295,12 @@ def _lowered(pack: Pack, layout: Layout, devices: Sequence[jax.Device], task: Ta
     return train_step.lower(program, mesh, abstract_state(program, mesh, hyper), hyper, rows_KxBxT1)
 
 
-def _checkpoint_bytes(
-    pack: Pack, mesh: jax.sharding.Mesh, task: Task, starts: Collection[tuple[str | None, int | None]]
-) -> int:
-    """Of all arrays that are kept of a pack, by `checkpoints.Retention`."""
+def _checkpoint_bytes(pack: Pack, mesh: jax.sharding.Mesh, task: Task, runs: Iterable[Run]) -> int:
+    """Of all arrays that are kept of a pack in a study of `runs`."""
     state = abstract_state(Program.of(pack, task=task), mesh, jax.eval_shape(lambda: hypers(pack.runs)))
     size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-    steps = pack.runs[0].checkpoint_steps
-    kept = {step for run in pack.runs for step in steps if run.keep_optimizer or (run.id, step) in starts}
-    params = size(state["params"])
-    return len(steps) * params + len(kept | {*steps[-2:]}) * (size(state) - params)
+    kept, params = Retention.of(pack, pack.starts(runs)), size(state["params"])
+    return len(kept.steps) * params + len(kept.whole | {*sorted(kept.steps)[-2:]}) * (size(state) - params)
 
 
 def _compiled(lowered: jax.stages.Lowered) -> tuple[float | None, str]:

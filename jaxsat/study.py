@@ -74,9 +74,8 @@ class Study:
     # The stages.
 
     def train(self, progress: Progress, tensorboard: bool = False) -> bool:
-        """Whether there was anything to train. A finished study takes no lease: it may lie where nothing is written."""
-        if hosts.first(self.jobs.all_done):
-            self.jobs.check_texts()
+        """Whether there was anything to train."""
+        if self._finished():
             return False
         with user_code(self.experiment.file), lease.held(self.out, "train", self.share):
             self.jobs.obtain(progress)
@@ -85,11 +84,18 @@ class Study:
 
     def measure(self, progress: Progress, wait: bool = False) -> None:
         """`wait`: for another process that measures, rather than refuse."""
-        if hosts.first(self.jobs.all_done):
+        if self._finished():
             return
         waiting = (lambda who: progress("measure", 0.0, who)) if wait else None
         with user_code(self.experiment.file), lease.held(self.out, "measure", self.share, waiting):
             self.jobs.measure(progress)
+
+    def _finished(self) -> bool:
+        """Where it is, no lease is taken: it may lie where nothing is written."""
+        finished = hosts.first(self.jobs.all_done)
+        if finished:
+            self.jobs.check_texts()
+        return finished
 
     def pending(self) -> list[str]:
         """What the stages would do, in lines: what trains, what is measured and computed, which claims cannot be

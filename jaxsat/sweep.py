@@ -100,6 +100,11 @@ class Pack:
         model = self.runs[0].model
         return dataclasses.replace(model, head_rank=model.head_rank and max(run.model.rank for run in self.runs))
 
+    def starts(self, runs: Iterable[Run]) -> set[int]:
+        """Steps from which some of `runs` start with its optimizer."""
+        ours = {run.id for run in self.runs}
+        return {run.start.step for run in runs if run.start.run in ours and "optimizer" in run.start.kept}
+
 
 def make_packs(
     runs: Iterable[Run], sizes: Callable[[Run, int], tuple[int, int]] = lambda run, n_runs: (1, MAX_RUNS)

@@ -20,7 +20,7 @@ from orbax.checkpoint import v1 as ocp
 from jaxsat import model
 from jaxsat.checkpoints import Retention, Store, load_run, quiet
 from jaxsat.config import InputError, override
-from jaxsat.disk import faults
+from jaxsat.disk import HASHES, faults
 from jaxsat.parallel import abstract_like, make_mesh, per_run
 from jaxsat.sweep import Pack
 from jaxsat.train import Program, hypers, train_pack
@@ -95,6 +95,18 @@ def test_killed_while_it_thins_out_the_next_save_does(tmp_path):
     with Store(tmp_path, ["r0", "r1"], writable=True, retention=retention) as store:
         store.save(4, state(4), 0.0)
     assert {p.parent.name for p in tmp_path.glob("*/rest")} == {"3", "4"}
+
+
+def test_damaged_hashes_of_an_older_step_stop_no_save(tmp_path):
+    with Store(tmp_path, ["r0", "r1"], writable=True, retention=Retention(frozenset(range(9)))) as store:
+        store.save(0, state(0), 0.0)
+        store.close()
+        (tmp_path / "0" / HASHES).write_text("[")
+        for step in (1, 2):
+            store.save(step, state(step), 0.0)
+    assert {p.parent.name for p in tmp_path.glob("*/rest")} == {"1", "2"}
+    (fault,) = [said for _, said in faults(epath.Path(tmp_path))]
+    assert fault.startswith(f"{tmp_path / '0' / HASHES} cannot be read")
 
 
 def snapshot(directory: Path):

@@ -411,6 +411,17 @@ def test_a_signal_in_training(edited, tmp_path, number, code, said):
     assert list(json.loads((out / "sweep.json").read_text())["experiments"]) == ["edited-laptop"]
 
 
+def assert_ends(argv: list[str], number: int, code: int) -> None:
+    """At a signal, once it has said that it is there."""
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert stderr.startswith("jaxsat: ") and stderr.endswith("; the same command continues\n")
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_between_the_loops(tmp_path, number, code):
     """Where an exception of a signal handler would be lost: what is raised in a garbage collection is only printed."""
@@ -419,13 +430,7 @@ def test_a_signal_between_the_loops(tmp_path, number, code):
         "import gc, time\nprint('here', flush=True)\ngc.callbacks.append(lambda *_: time.sleep(60))\ngc.collect()\n"
     )
     argv = [sys.executable, "-m", "jaxsat.cli", "reproduce", str(file), "--out", str(tmp_path / "out")]
-    env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
-        assert process.stdout.readline() == "here\n"
-        process.send_signal(number)
-        _, stderr = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert stderr.startswith("jaxsat: ") and stderr.endswith("; the same command continues\n")
+    assert_ends(argv, number, code)
     assert not (tmp_path / "out").exists()
 
 
@@ -436,10 +441,4 @@ def test_a_signal_in_what_does_not_return(tmp_path, number, code):
     file.write_text("import hashlib\nprint('here', flush=True)\nhashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n")
     program = "import sys; from jaxsat import cli, watch; watch.GRACE = 0.5; sys.exit(cli.main(sys.argv[1:]))"
     argv = [sys.executable, "-c", program, "reproduce", str(file), "--out", str(tmp_path / "out")]
-    env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
-        assert process.stdout.readline() == "here\n"
-        process.send_signal(number)
-        _, stderr = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert stderr.startswith("jaxsat: ") and stderr.endswith("; the same command continues\n")
+    assert_ends(argv, number, code)

@@ -28,11 +28,8 @@ def faults(tree: ast.AST) -> list[str]:
                 found += [module] if module.partition(".")[0] in RUN_WHAT_THEY_READ else []
             case ast.Call(func=ast.Name(id=name)) if name in BUILTINS:
                 found.append(name)
-            case ast.Call(func=ast.Attribute(value=ast.Name(id=of), attr=name)) if name in OF_A_SHELL and of in (
-                "os",
-                "subprocess",
-            ):
-                found.append(f"{of}.{name}")
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="os" | "subprocess"), attr=name)) if name in OF_A_SHELL:
+                found.append(name)
             case ast.Call(func=ast.Attribute(attr="load" | "read_pickle" as name, value=ast.Name(id="torch" | "pd"))):
                 found.append(name)
             case ast.keyword(arg="shell" | "allow_pickle" as name, value=value):
@@ -70,15 +67,21 @@ def refused(capsys, argv: list[str]) -> str:
     return said
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.pth", "model.safetensors"])
-def test_pickled_weights_are_refused_unread(name, tmp_path, capsys):
+@pytest.fixture
+def weights(tmp_path) -> Path:
+    """A folder with a configuration alone."""
     folder = tmp_path / "theirs"
     folder.mkdir()
     config = {"model_type": "gpt_neox", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
               "intermediate_size": 32, "vocab_size": 256, "max_position_embeddings": 16}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / name).write_bytes(pickle.dumps(Runs(tmp_path / "ran")))
-    refused(capsys, ["import", str(folder), "--to", str(tmp_path / "out")])
+    return folder
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.pth", "model.safetensors"])
+def test_pickled_weights_are_refused_unread(name, weights, tmp_path, capsys):
+    (weights / name).write_bytes(pickle.dumps(Runs(tmp_path / "ran")))
+    refused(capsys, ["import", str(weights), "--to", str(tmp_path / "out")])
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
 
 
@@ -87,16 +90,6 @@ def test_a_pickled_table_is_refused_unread(suffix, tmp_path, capsys):
     (table := tmp_path / f"table.{suffix}").write_bytes(pickle.dumps(Runs(tmp_path / "ran")))
     refused(capsys, ["fit", str(table)])
     assert not (tmp_path / "ran").exists()
-
-
-@pytest.fixture
-def weights(tmp_path) -> Path:
-    folder = tmp_path / "theirs"
-    folder.mkdir()
-    config = {"model_type": "gpt_neox", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
-              "intermediate_size": 32, "vocab_size": 256, "max_position_embeddings": 16}  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 @pytest.mark.parametrize("size", [2**62, 2**40, 10**8, 2**63 + 1])

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from jaxsat.config import InputError
+from jaxsat.disk import in_bucket
 from jaxsat.report.templates import GREYS, environment
 from jaxsat.verdicts import Told, read, tally
 
@@ -66,7 +67,7 @@ def _studies(dirs: Sequence[str]) -> list[Study]:
     found: dict[Path, Study] = {}
     for given in dirs:
         folder = Path(given)
-        if "://" in given:
+        if in_bucket(given):
             raise InputError(f"{given}: an index links to files beside it; copy its folder reports/ here first")
         if not folder.is_dir():
             raise InputError(f"no directory {given}: give output directories of studies, such as runs/saturation")

@@ -77,22 +77,22 @@ class Clock:
         self._path = directory / "account.json" if directory and jax.process_index() == 0 else None
         self._n_devices, found = n_devices, read_account(directory) if directory else NOTHING
         self._account = Account(**found)
-        if begun := found != NOTHING:
+        if found != NOTHING:
             self._account["restarts"] += 1
             self._account["steps_again"] += max(0, found["step"] - step)
             self._account["seconds_again"] += max(0.0, found["seconds"] - max(spent, found["began"]))
         self._began = self._written = time.monotonic()
-        self._before = self._account["began"] = found["seconds"] if begun else spent
+        self._account["began"] = self._account["seconds"] = max(found["seconds"], spent)
         self.write(step)
 
     @property
     def seconds(self) -> float:
-        return self._before + time.monotonic() - self._began
+        return self._account["began"] + time.monotonic() - self._began
 
     def write(self, step: int) -> None:
         now, account = self.seconds, self._account
         account["step"] = step
-        account["device_seconds"] += self._n_devices * (now - max(account["seconds"], self._before))
+        account["device_seconds"] += self._n_devices * (now - account["seconds"])
         account["seconds"] = now
         self._written = time.monotonic()
         if self._path:

@@ -100,9 +100,8 @@ def train_pack(
             stack.enter_context(_full_disk_named(out, abstract))
             stack.enter_context(stop)
             folder = out / "checkpoints" / pack.id
-            ids, scheduled = [run.id for run in pack.runs], frozenset(pack.runs[0].checkpoint_steps)
-            whole = scheduled if any(run.keep_optimizer for run in pack.runs) else frozenset(starts)
-            store = stack.enter_context(Store(folder, ids, writable=True, retention=Retention(scheduled, whole)))
+            ids, kept = [run.id for run in pack.runs], Retention.of(pack, starts)
+            store = stack.enter_context(Store(folder, ids, writable=True, retention=kept))
             if any(diverged) and all(ended) and train.steps in store.steps:  # a pack that its caller asks for again
                 return None
             found = store.latest(abstract)
@@ -115,7 +114,7 @@ def train_pack(
         batches = stack.enter_context(
             contextlib.closing(_batches(pack, corpus, start + pack.runs[0].batch_offset, per_run_and_row(mesh)))
         )
-        saves = scheduled if store else ()
+        saves = set(pack.runs[0].checkpoint_steps) if store else set()
         if store and not found:
             store.save(start, state, 0.0)
         for step in range(start + 1, train.steps + 1):
@@ -125,14 +124,14 @@ def train_pack(
             window.add(step, metrics)
             if step % window.every == 0:
                 window.write_previous()
-                window.clock.tick(step)
+                window.account.tick(step)
                 progress(step, window.losses)
             stopped_by = window.stopped()  # asked once a step: between saving and raising it may change
             if stopped_by:
                 heard()
             if step in saves or stopped_by or store and window.since_save > SAVE_SECONDS:
                 window.write_all()
-                store.save(step, state, window.clock.seconds)
+                store.save(step, state, window.account.seconds)
                 window.saved(step)
             if stopped_by:
                 raise stopped(stopped_by, f"stopped at step {step}")
@@ -189,7 +188,7 @@ class _Window:
             RunLog(out and out / "runs" / run.id, run, start, tensorboard, corpus and corpus.tokenizer)
             for run in pack.runs
         ]
-        self.clock = Clock(out and out / "runs" / pack.runs[0].id, start, spent, mesh.size)
+        self.account = Clock(out and out / "runs" / pack.runs[0].id, start, spent, mesh.size)
         self.losses = [float("nan")] * len(pack.runs)
         self._mesh, self._stop, self._agreed_signal = mesh, stop, 0
         self._previous: tuple[list[int], Any] = [], None  # steps, their metrics
@@ -212,7 +211,7 @@ class _Window:
         return time.monotonic() - self._saved if jax.process_count() == 1 else self._agreed_since_save
 
     def saved(self, step: int) -> None:
-        self.clock.write(step)
+        self.account.write(step)
         self._saved, self._agreed_since_save = time.monotonic(), 0.0
 
     @contextlib.contextmanager
@@ -244,7 +243,8 @@ class _Window:
         """Takes the previous window; the current one becomes it."""
         (steps, window), previous = self._current, self._previous
         if steps and jax.process_count() > 1:
-            notes = np.array([[self._stop.signal, self._pace, time.monotonic() - self._saved]], np.float32)  # a host's
+            # Every device shows its host's.
+            notes = np.array([[self._stop.signal, self._pace, time.monotonic() - self._saved]], np.float32)
             shape = (self._mesh.size, notes.shape[1])
             everywhere = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
             notes_DxN = jax.make_array_from_callback(shape, everywhere, lambda _: notes)

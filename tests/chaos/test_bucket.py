@@ -9,26 +9,16 @@ import time
 from pathlib import Path
 
 import fsspec.config
-import numpy as np
 import pandas as pd
 import pytest
 from etils import epath
 
 from jaxsat.check import check
-from jaxsat.directory import Directory
+from tests.chaos import small
+from tests.chaos.small import numbers
 
 ROOT = Path(__file__).parents[2]
 OUT = "gs://bucket/out"
-EXPERIMENT = """
-from jaxsat import DataConfig, ModelConfig, Run, Sweep, TrainConfig, product
-
-
-def sweeps(scale):
-    train = TrainConfig(steps=20, batch_size=4, warmup_steps=2, checkpoint_every=10)
-    base = Run(ModelConfig(depth=1, width=8, heads=1, context=16, vocab_size=256), train,
-               DataConfig(("words.txt",), heldout_tokens=256))
-    return [Sweep("main", base, product({"model.head_rank": [2, 4]}))]
-"""
 lacking = [name for name in ("gcsfs", "gcp_storage_emulator") if importlib.util.find_spec(name) is None]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(lacking), reason="pip install 'jaxsat[bench]'")]
 
@@ -36,10 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(lacking), reason="pip in
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A folder with an experiment, and a bucket that this process and those that it starts know."""
-    words = ["sun", "moon", "stars", "sea", "stone", "tree", "river", "and", "the", "of"]
-    text = "\n".join(" ".join(np.random.default_rng(i).choice(words, 30)) for i in range(200))
-    (tmp_path / "words.txt").write_text(text)
-    (tmp_path / "small.py").write_text(EXPERIMENT)
+    small.write(tmp_path)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -66,11 +53,6 @@ def finish(home: Path, out: str) -> tuple[int, str]:
     with start(home, out) as process:
         _, said = process.communicate(timeout=900)
     return process.returncode, said
-
-
-def numbers(out: epath.PathLike) -> pd.DataFrame:
-    rows = Directory.open(epath.Path(out)).measurements()
-    return rows[~rows["metric"].str.endswith("_latency")].reset_index(drop=True)
 
 
 def test_killed_on_a_bucket_that_fails(home):

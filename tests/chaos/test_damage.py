@@ -4,7 +4,6 @@ import random
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from etils import epath
@@ -14,17 +13,9 @@ from jaxsat.check import check
 from jaxsat.checkpoints import Store
 from jaxsat.config import InputError
 from jaxsat.study import Study
+from tests.chaos import small
+from tests.chaos.small import numbers
 
-EXPERIMENT = """
-from jaxsat import DataConfig, ModelConfig, Run, Sweep, TrainConfig, product
-
-
-def sweeps(scale):
-    train = TrainConfig(steps=20, batch_size=4, warmup_steps=2, checkpoint_every=10)
-    base = Run(ModelConfig(depth=1, width=8, heads=1, context=16, vocab_size=256), train,
-               DataConfig(("words.txt",), heldout_tokens=256))
-    return [Sweep("main", base, product({"model.head_rank": [2, 4]}))]
-"""
 DAMAGES = {
     "truncated": lambda content, at: content[: len(content) // 2],
     "emptied": lambda content, at: b"",
@@ -36,11 +27,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A finished study, with nothing measured of its last checkpoint and no report."""
+    """A finished study without a report."""
     home = tmp_path_factory.mktemp("damage")
-    words = ["sun", "moon", "stars", "sea", "stone", "tree", "river", "and", "the", "of"]
-    (home / "words.txt").write_text("\n".join(" ".join(np.random.default_rng(i).choice(words, 30)) for i in range(200)))
-    (home / "small.py").write_text(EXPERIMENT)
+    small.write(home)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         patch.setenv("JAXSAT_CACHE", str(home / "cache"))
@@ -52,11 +41,6 @@ def go_on(out: str) -> None:
     study = Study("small.py", "laptop", out)
     study.train(lambda *_: None)
     study.measure(lambda *_: None)
-
-
-def numbers(out: Path) -> pd.DataFrame:
-    rows = Study("small.py", "laptop", out).results(fit=False).measurements
-    return rows[~rows["metric"].str.endswith("_latency")].reset_index(drop=True)
 
 
 def damaged(home: Path, file: Path, how: str) -> Path | None:

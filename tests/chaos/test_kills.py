@@ -1,6 +1,6 @@
 """A study that is killed again and again ends in the numbers of one that never was.
 
-JAXSAT_CHAOS_KILLS: how many times, 20 by default; 200 is what docs/reliability.md reports.
+JAXSAT_CHAOS_KILLS: how many times, 20 by default.
 """
 
 import os
@@ -21,19 +21,11 @@ from jaxsat.check import check
 from jaxsat.checkpoints import load_run
 from jaxsat.directory import Directory
 from jaxsat.train import read_metrics
+from tests.chaos import small
+from tests.chaos.small import numbers
 
 KILLS = int(os.environ.get("JAXSAT_CHAOS_KILLS", "20"))
 ROOT = Path(__file__).parents[2]
-EXPERIMENT = """
-from jaxsat import DataConfig, ModelConfig, Run, Sweep, TrainConfig, product
-
-
-def sweeps(scale):
-    train = TrainConfig(steps=60, batch_size=4, warmup_steps=2, checkpoint_every=5)
-    base = Run(ModelConfig(depth=1, width=8, heads=1, context=16, vocab_size=256), train,
-               DataConfig(("words.txt",), heldout_tokens=256))
-    return [Sweep("main", base, product({"model.width": [8, 16], "model.head_rank": [2, 4]}))]
-"""
 # Where a kill would hurt, and how often a quiet study passes there.
 POINTS = {
     "jaxsat.checkpoints:Store.save": 26,
@@ -88,9 +80,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     path = tmp_path_factory.mktemp("chaos")
-    words = ["sun", "moon", "stars", "sea", "stone", "tree", "river", "and", "the", "of"]
-    (path / "words.txt").write_text("\n".join(" ".join(np.random.default_rng(i).choice(words, 30)) for i in range(200)))
-    (path / "small.py").write_text(EXPERIMENT)
+    small.write(path, steps=60, every=5, width=[8, 16])
     return path
 
 
@@ -119,17 +109,9 @@ def quiet(home) -> Path:
     return home / "quiet"
 
 
-def numbers(out: Path) -> pd.DataFrame:
-    rows = Directory.open(out).measurements()
-    return rows[~rows["metric"].str.endswith("_latency")].reset_index(drop=True)
-
-
 def assert_same(out: Path, quiet: Path, rtol: float = 0.0) -> None:
-    if rtol:
-        ours, theirs = numbers(out), numbers(quiet)
-        pd.testing.assert_frame_equal(ours, theirs, check_exact=False, rtol=1e-3, atol=1e-4)
-    else:
-        pd.testing.assert_frame_equal(numbers(out), numbers(quiet), check_exact=True)
+    within = dict(rtol=1e-3, atol=1e-4) if rtol else dict(check_exact=True)
+    pd.testing.assert_frame_equal(numbers(out), numbers(quiet), **within)
     runs = Directory.open(quiet).runs
     assert set(Directory.open(out).runs) == set(runs)
     for id, run in runs.items():

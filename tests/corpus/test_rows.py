@@ -1,6 +1,8 @@
+import contextlib
 import json
 import resource
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -305,20 +307,25 @@ def test_a_cache_that_lost_a_part(lines):
         prepare(data, 60, 8)
 
 
+@contextlib.contextmanager
+def changed(path: Path, change: Callable[[bytes], bytes]) -> Iterator[None]:
+    content = path.read_bytes()
+    path.write_bytes(change(content))
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
+
+
 @pytest.mark.parametrize("name", ["0.train.tokens", "0.heldout.tokens", "tokenizer.json"])
 def test_a_cache_in_which_a_byte_is_another(lines, name):
     data = lines(*map(story, range(340, 380)))
     path = prepare(data, 60, 8).tokenizer.parent / name
-    content = path.read_bytes()
-    place = len(content) // 2
-    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-    try:
-        with pytest.raises(
-            InputError, match=r"rows/\w+ are not as they were written: remove it, and they are made again"
-        ):
-            prepare(data, 60, 8)
-    finally:
-        path.write_bytes(content)
+    middle = path.stat().length // 2
+    flipped = lambda content: content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    said = r"rows/\w+ are not as they were written: remove it, and they are made again"
+    with changed(path, flipped), pytest.raises(InputError, match=said):
+        prepare(data, 60, 8)
 
 
 @pytest.mark.parametrize(
@@ -327,15 +334,9 @@ def test_a_cache_in_which_a_byte_is_another(lines, name):
 def test_what_a_cache_says_of_its_rows_is_checked(lines, change):
     data = lines(*map(story, range(340, 380)))
     path = prepare(data, 60, 8).tokenizer.parent / "corpus.json"
-    content = path.read_bytes()
-    path.write_bytes(change(content))
-    try:
-        with pytest.raises(
-            InputError, match=r"corpus.json is not what we keep of a corpus \(.*\): remove .*/rows/\w+$"
-        ):
-            prepare(data, 60, 8)
-    finally:
-        path.write_bytes(content)
+    said = r"corpus.json is not what we keep of a corpus \(.*\): remove .*/rows/\w+$"
+    with changed(path, change), pytest.raises(InputError, match=said):
+        prepare(data, 60, 8)
 
 
 def test_nothing_is_left_of_an_interrupted_preparation(lines, cache: Path):

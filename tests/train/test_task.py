@@ -50,7 +50,7 @@ def losses(lines):
 @pytest.fixture(scope="module")
 def out(runs, tmp_path_factory):
     out = tmp_path_factory.mktemp("two")
-    train_pack(Pack(tuple(runs)), None, out, task=TWO_LAYERS)
+    train_pack(Pack(tuple(runs)), None, out, task=TWO_LAYERS, starts={100})
     return out
 
 
