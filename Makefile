@@ -30,9 +30,14 @@ test: parity
 test-all: parity
 	$(BIN)/pytest -n 2 --dist loadfile
 
-lint: setup
+.venv/.audit: .venv/.done
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,audit]'
+	@touch $@
+
+lint: .venv/.audit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@$(BIN)/python .ci/audit.py
 
 bench: parity
 	$(BIN)/python -m benchmarks

@@ -13,14 +13,17 @@ from jaxsat.directory import Directory
 T = TypeVar("T")
 
 
-def check(out: epath.PathLike) -> Iterator[str]:
+def check(
+    out: epath.PathLike, progress: Callable[[str, float, str], None] = lambda stage, fraction, what: None
+) -> Iterator[str]:
     """A line a fault: files that are not as they were written, arrays that are not those that the devices held, and
-    what cannot be read. Changes nothing. Raises InputError where there is no study."""
+    what cannot be read. Changes nothing. `progress` hears of two stages, files and arrays. Raises InputError where
+    there is no study."""
     out = epath.Path(out)
     if not (out / "sweep.json").exists():
         raise InputError(f"{out} holds no sweep.json: give the output directory of a study, such as runs/saturation")
     named: set[str] = set()
-    for path, fault in disk.faults(out):
+    for path, fault in disk.faults(out, lambda done, what: progress("files", done, what)):
         named.add(str(path))
         yield fault
 
@@ -37,9 +40,11 @@ def check(out: epath.PathLike) -> Iterator[str]:
             yield from reading(lambda id=id: directory.states([id]))
             yield from reading(lambda id=id: directory.launches([id]))
             yield from reading(lambda id=id: directory.account([id]))
-    for folder in sorted((out / "checkpoints").iterdir()) if (out / "checkpoints").exists() else ():
+    folders = sorted((out / "checkpoints").iterdir()) if (out / "checkpoints").exists() else []
+    for i, folder in enumerate(folders):
         store = yield from reading(lambda folder=folder: Store(folder, alone=True))
-        for step in store.steps if store else ():
+        for j, step in enumerate(steps := store.steps if store else ()):
+            progress("arrays", (i + j / len(steps)) / len(folders), f"{folder.name}, step {step}")
             if not any(path.startswith(f"{folder / str(step)}/") for path in named):
                 yield from reading(lambda store=store, step=step: store.verify(step))
         for aside in sorted(folder.glob("*.damaged*")):

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import logging
 import math
 import os
 import re
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 
 import tyro
 from rich.console import Console
@@ -47,6 +49,7 @@ from jaxsat.watch import watched
 # fight for its threads: measuring 6 runs of width 64 took 37 s of two cores' time instead of 27.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 DESCRIPTION = "Sweeps of small language models over depth, width and head rank: train, measure, fit, report."
+OF_BUCKETS = ("aiohttp", "botocore", "gcsfs", "google", "s3fs")  # libraries, which may not be there
 PLAIN = {"box": None, "header_style": "bold", "padding": (0, 1, 0, 0), "pad_edge": False}  # tables
 # Parts of the time of a whole study, for the estimate of what remains; measured at the laptop scale.
 SHARES = {"import": 0.0, "corpus": 0.02, "train": 0.68, "measure": 0.15, "compute": 0.10, "report": 0.05}
@@ -55,6 +58,8 @@ SHARES = {"import": 0.0, "corpus": 0.02, "train": 0.68, "measure": 0.15, "comput
 def main(argv: list[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):  # names of files need be no Unicode, nor what a damaged file names
         sys.stdout.reconfigure(errors="backslashreplace")
+    for library in OF_BUCKETS:  # what they raise is said in a line; they would log it with tracebacks
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     command = tyro.cli(Command, prog="jaxsat", description=DESCRIPTION, args=argv)
     main_thread = threading.current_thread() is threading.main_thread()
     before = {s: signal.signal(s, _end) for s in (signal.SIGTERM, signal.SIGINT)} if main_thread else {}
@@ -93,7 +98,8 @@ def _of_a_peer(e: RuntimeError) -> int:
 
 def _main(command: Command) -> int:
     try:
-        return run(command)
+        with _storage_named():
+            return run(command)
     except KeyboardInterrupt as e:
         return _say(str(e) or "interrupted; the same command continues from the last checkpoint", 130)
     except InputError as e:
@@ -114,6 +120,17 @@ def _main(command: Command) -> int:
             raise
         todo = "make room: the same command continues" if full else "choose another --out"
         return _say(f"{e.strerror}: {e.filename or getattr(command, 'out', None) or os.getcwd()}; {todo}", 2)
+
+
+@contextlib.contextmanager
+def _storage_named() -> Iterator[None]:
+    try:
+        yield
+    except Exception as e:
+        if (library := type(e).__module__.partition(".")[0]) not in OF_BUCKETS:
+            raise
+        said = " ".join(str(e).split())
+        raise Preempted(f"storage does not answer ({library}: {said:.300}); the same command continues") from e
 
 
 def run(command: Command) -> int:
@@ -221,9 +238,10 @@ def _check(out: str) -> int:
     from jaxsat.check import check
 
     n = 0
-    for fault in check(out):
-        print(fault, flush=True)
-        n += 1
+    with _Bar(Console(stderr=True), {"files": 0.1, "arrays": 0.9}) as bar:
+        for fault in check(out, bar):
+            print(fault, flush=True)
+            n += 1
     print(f"{out}: {f'{n} faults' if n else 'all is as it was written'}", file=sys.stderr)
     return int(n > 0)
 
@@ -333,11 +351,12 @@ def _say(message: str, code: int) -> int:
 class _Bar:
     """Progress of all stages as one fraction: a bar on a terminal; in a log a line a stage, and every ten seconds."""
 
-    def __init__(self, console: Console):
-        self._terminal = console.is_terminal
+    def __init__(self, console: Console, shares: dict[str, float] = SHARES):
+        self._terminal, self._file, self._shares = console.is_terminal, console.file, shares
         columns = [TextColumn("{task.fields[stage]:<8}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"),
                    TimeElapsedColumn(), TextColumn("{task.fields[left]}  {task.description}")]  # fmt: skip
-        self._progress = Progress(*columns, console=console, disable=not self._terminal, transient=True)
+        self._progress = Progress(*columns, console=console, disable=not self._terminal, transient=True,
+                                  redirect_stdout=sys.stdout.isatty())  # fmt: skip
         self._task = self._progress.add_task("", total=1.0, stage="", left="")
         self._began, self._first, self._stage, self._last_line = time.monotonic(), None, "", 0.0
 
@@ -349,15 +368,15 @@ class _Bar:
         self._progress.stop()
 
     def __call__(self, stage: str, fraction: float, what: str) -> None:
-        done = sum(share for name, share in SHARES.items() if list(SHARES).index(name) < list(SHARES).index(stage))
-        done += SHARES[stage] * fraction
+        stages = list(self._shares)
+        done = sum(self._shares[name] for name in stages[: stages.index(stage)]) + self._shares[stage] * fraction
         self._first = done if self._first is None else self._first
         elapsed, gained = time.monotonic() - self._began, done - self._first
         left = f"about {_duration(elapsed * (1 - done) / gained)} left" if gained > 0.01 else ""
         self._progress.update(self._task, completed=done, description=what, stage=stage, left=left)
         if not self._terminal and (stage != self._stage or time.monotonic() - self._last_line > 10):
             self._stage, self._last_line = stage, time.monotonic()
-            print(f"{_duration(elapsed):>6} {100 * done:3.0f} % {stage:<8} {what}  {left}", flush=True)
+            print(f"{_duration(elapsed):>6} {100 * done:3.0f} % {stage:<8} {what}  {left}", file=self._file, flush=True)
 
 
 def _duration(seconds: float) -> str:

@@ -106,9 +106,13 @@ def is_noted(folder: epath.Path) -> bool:
     return (folder / HASHES).exists()
 
 
-def faults(out: epath.Path) -> Iterator[tuple[epath.Path, str]]:
+def faults(
+    out: epath.Path, progress: Callable[[float, str], None] = lambda done, what: None
+) -> Iterator[tuple[epath.Path, str]]:
     """What is not as it was written below a folder: the file, and what is wrong with it. Reads all that has hashes."""
-    for noted in sorted(path for path in _below(out) if path.name.endswith(HASHES)):
+    all_noted = sorted(path for path in _below(out) if path.name.endswith(HASHES))
+    for i, noted in enumerate(all_noted):
+        progress(i / len(all_noted), str(noted.parent))
         path = noted.parent / noted.name.removesuffix(HASHES)[1:]
         found: list[tuple[epath.Path, Callable[[bytes], bool]]] = [(path, functools.partial(intact, path))]
         if noted.name == HASHES:

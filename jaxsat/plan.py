@@ -254,7 +254,7 @@ def _serve(request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) ->
             estimate=here * model.step_bytes(m, rows, chosen, "tpu") / 2**30,
             flops=None if drawn else sum(run.tokens_per_step for run in pack.runs) * model.flops_per_token(m),
             steps=sum(pack.runs[0].last_step - pack.runs[0].first_step for pack in packs),
-            gib_on_disk=sum(_checkpoint_bytes(pack, mesh, task, experiment.runs.values()) for pack in packs) / 2**30,
+            gib_on_disk=sum(checkpoint_bytes(pack, mesh, task, experiment.runs.values()) for pack in packs) / 2**30,
             problem=problem,
         )
         answer(dataclasses.asdict(shape))
@@ -295,7 +295,7 @@ def _lowered(pack: Pack, layout: Layout, devices: Sequence[jax.Device], task: Ta
     return train_step.lower(program, mesh, abstract_state(program, mesh, hyper), hyper, rows_KxBxT1)
 
 
-def _checkpoint_bytes(pack: Pack, mesh: jax.sharding.Mesh, task: Task, runs: Iterable[Run]) -> int:
+def checkpoint_bytes(pack: Pack, mesh: jax.sharding.Mesh, task: Task, runs: Iterable[Run]) -> int:
     """Of all arrays that are kept of a pack in a study of `runs`."""
     state = abstract_state(Program.of(pack, task=task), mesh, jax.eval_shape(lambda: hypers(pack.runs)))
     size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

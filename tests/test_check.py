@@ -30,7 +30,9 @@ def ours(out: Path) -> list[Path]:
 def test_an_undamaged_study_has_no_faults(out, capsys):
     assert list(check(out)) == []
     assert main(["check", str(out)]) == 0
-    assert "all is as it was written" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert said.out == "" and "all is as it was written" in said.err
+    assert [line.split()[3] for line in said.err.splitlines()[:2]] == ["files", "arrays"], "what takes long is said"
 
 
 def test_a_flipped_bit_is_found_wherever_it_is(copy):

@@ -308,6 +308,19 @@ def test_a_bucket_without_its_library_is_said(wrong, monkeypatch):
     assert "Please install gcsfs to access Google Storage, or give a folder" in wrong("show", "gs://bucket/x")
 
 
+def test_storage_that_does_not_answer_is_said_and_passes(home, monkeypatch, capsys):
+    class Unreached(OSError):
+        __module__ = "aiohttp.client_exceptions"
+
+    def run(_):
+        raise Unreached("Cannot connect to host\n[Name or service not known]")
+
+    monkeypatch.setattr("jaxsat.cli.run", run)
+    assert main(["show", "gs://bucket/x"]) == 75
+    said = "storage does not answer (aiohttp: Cannot connect to host [Name or service not known])"
+    assert capsys.readouterr().err == f"jaxsat: {said}; the same command continues\n"
+
+
 def test_a_checkpoint_directory_of_another_model(finished, edited, wrong):
     with contextlib.redirect_stdout(io.StringIO()):
         other = finished.parent / "other"

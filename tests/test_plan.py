@@ -86,7 +86,7 @@ def test_the_bytes_of_checkpoints_are_those_of_their_arrays(trained, tiny_pack):
         for step in store.steps:
             stored = [tree for tree in store._stored(step).values() if tree is not None]
             found += sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(stored))
-    assert plan._checkpoint_bytes(tiny_pack, mesh, LANGUAGE_MODEL, ()) == found
+    assert plan.checkpoint_bytes(tiny_pack, mesh, LANGUAGE_MODEL, ()) == found
 
 
 def test_what_does_not_fit_is_named():

@@ -2,8 +2,11 @@
 
 import ast
 import json
+import os
 import pickle
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -131,3 +134,25 @@ def test_what_is_recorded_of_a_machine_holds_no_secret(monkeypatch):
         monkeypatch.setenv(key, value)
     said = json.dumps(environment())
     assert not [value for value in secrets.values() if value in said] and str(Path.home()) not in said
+
+
+@pytest.mark.parametrize(
+    "packages, code, said",
+    [
+        ([{"name": "a", "version": "1", "vulns": []}], 0, "audit: 0 known vulnerabilities in 1 of 1 packages"),
+        (
+            [{"name": "a", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["2"]}]}],
+            1,
+            "CVE-1, mended in 2",
+        ),
+        ([{"name": "a", "skip_reason": "not found"}], 0, "could not be had: the database knows none of 1 packages"),
+        (None, 0, "could not be had: no network"),
+    ],
+)
+def test_an_audit_fails_of_what_it_finds_and_says_where_it_could_not_be_had(packages, code, said, tmp_path):
+    ends = "sys.exit('no network')" if packages is None else f"print(json.dumps({{'dependencies': {packages}}}))"
+    (tmp_path / "pip_audit.py").write_text(f"import json, sys\n{ends}\n")
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, str(ROOT / ".ci" / "audit.py")]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert ended.returncode == code and said in ended.stdout

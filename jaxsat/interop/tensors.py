@@ -131,7 +131,12 @@ def _header(file: epath.Path) -> dict[str, Tensor]:
         found = dict(_entries(file, header, 8 + n))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
         raise damaged(f"its header: {type(e).__name__}: {e}") from None
-    if (end := max((t.start + t.size for t in found.values()), default=8 + n)) != length:
+    end = 8 + n
+    for start, size, name in sorted((t.start, t.size, name) for name, t in found.items()):
+        if start != end:
+            raise damaged(f"{name} begins at byte {start}, where byte {end} is next")
+        end += size
+    if end != length:
         raise damaged(f"it has {length} bytes, and its header says {end}")
     return found
 

@@ -89,6 +89,15 @@ def test_a_header_that_is_none_is_refused(tmp_path, header):
         tensors.find(epath.Path(tmp_path))
 
 
+@pytest.mark.parametrize("places", [[(0, 8), (0, 8)], [(0, 8), (4, 12)], [(0, 8), (12, 20)], [(8, 16), (16, 24)]])
+def test_tensors_lie_one_after_the_other(tmp_path, places):
+    """Of bytes that two share, or that belong to none, one is not what it says."""
+    put(tmp_path / "model.safetensors", {f"x{i}": ONE | {"data_offsets": at} for i, at in enumerate(places)},
+        bytes(max(end for _, end in places)))  # fmt: skip
+    with pytest.raises(InputError, match="is no whole safetensors file .x. begins at byte .*, where byte .* is next"):
+        tensors.find(epath.Path(tmp_path))
+
+
 @pytest.mark.parametrize("what", ["folder", "link"])
 def test_weights_that_are_no_file_are_named(tmp_path, what):
     path = tmp_path / "model.safetensors"

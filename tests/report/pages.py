@@ -45,12 +45,14 @@ class Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.loads, self.links, self.ids, self.references, self.text, self.open = [], [], [], [], "", []
+        self.names: set[str] = set()  # of tags and attributes
         self.feed(text)
         self.text = " ".join(self.text.split())
 
     def handle_starttag(self, tag, attrs):
         self.text += " "
         attrs = dict(attrs)
+        self.names |= {tag, *attrs}
         loading = ("src", "srcset", "data", "poster") if tag not in ("a",) else ()
         self.loads += [attrs[k] for k in loading if k in attrs] + ([attrs["href"]] if tag == "link" else [])
         self.references += [attrs["href"][1:]] if tag == "use" else []

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -5,11 +6,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from etils import epath
+from matplotlib.figure import Figure
 
-from jaxsat.claims import Judged, above
+from jaxsat.claims import Claim, Estimate, Judged, above
 from jaxsat.config import InputError
-from jaxsat.report import Chart, Drawing, Section, Table, page, standard, tables
-from tests.report.pages import EMPTY, JUDGED, Page, claim
+from jaxsat.report import Chart, Drawing, Section, Table, index, page, standard, tables
+from tests.report.pages import EMPTY, JUDGED, OTHER, Page, claim
 
 PROVENANCE = {"jaxsat": "0.1.0", "corpus": "sha256 0f3a & more"}
 COMMANDS = {
@@ -106,6 +108,38 @@ def test_what_was_not_measured_is_said_in_one_line(parsed, results):
 def test_notices_stand_at_the_top(parsed):
     top = parsed.text.partition("Claims")[0]
     assert "run 3fa diverged at step 120 <b> trained with two versions of jax" in top
+
+
+def test_every_name_is_escaped(tmp_path):
+    """A run, a corpus, a claim or a machine may be called anything; so may the folder of a study."""
+
+    def evil(place: str) -> str:
+        return f"{place}\"'><evil onload=x>&{place}</title></script>`{place}`"
+
+    def draw(results):
+        figure = Figure()
+        axes = figure.subplots()
+        axes.plot([1, 2], label=evil("label").replace("`", ""))
+        axes.set_xlabel(evil("axis"))
+        axes.legend()
+        return figure
+
+    frame = pd.DataFrame({evil("column"): [evil("cell")]}, index=pd.Index([evil("row")], name=evil("index")))
+    items = Drawing("drawn", evil("caption"), draw), Table("table", evil("table"), lambda r: frame)
+    paper = dataclasses.replace(OTHER, authors=evil("authors"), where=evil("where"))
+    estimate = Estimate(1.0, 0.5, 1.5, evil("unit"), evil("how"), 3)
+    one = Claim(evil("claim"), evil("says"), paper, evil("number"), "full", lambda r: estimate, above(0))
+    judged = [Judged(one, "undecided", above(0), estimate), Judged(one, "not measured", above(0), needs=evil("needs"))]
+    out = tmp_path / evil("folder").replace("/", "") / "reports" / "x-laptop"
+    page.write([out], evil("title"), evil("intro"), [Section(evil("heading"), *items, text=evil("text"))], judged,
+               {evil("key"): evil("value")}, EMPTY, notices=[evil("notice")], command=evil("command"),
+               larger={one.id: evil("larger")}, sources="abc")  # fmt: skip
+    for written in (out / "index.html", index.write([str(out)], tmp_path / "index.html")):
+        parsed = Page(written.read_text())
+        assert parsed.open == [] and not parsed.names & {"evil", "onload"}, written
+        for place in ("title", "says", "number", "needs", "unit", "caption", "where"):
+            assert f"{place}\"'><evil onload=x>&{place}" in parsed.text, place
+    assert Page((out / "index.html").read_text()).text.count("<evil onload=x>") > 20
 
 
 def test_no_colour_of_a_drawing_is_fixed(written):
