@@ -39,7 +39,7 @@ from jaxsat import DataConfig, ModelConfig, Run, Sweep, TrainConfig, product
 def sweeps(scale):
     base = Run(ModelConfig(depth=2, width=16, heads=1, context=64, vocab_size=1024), TrainConfig(batch_size=16),
                DataConfig(("words.txt",), heldout_tokens=2048))
-    return [Sweep("main", base, product({"model.head_rank": [2, 4, None]}))]
+    return [Sweep("main", base, product({"model.head_rank": [2, 4, 8, 16]}))]
 """
 PROCESS = """
 import os, sys
@@ -133,9 +133,9 @@ def _tiny() -> list[dict]:
             new.append(seconds(f"new{i}"))
         seconds("killed", 1.0)  # to its end
         size = sum(p.stat().st_size for p in (home / "killed" / "checkpoints").rglob("*") if p.is_file())
-        (pack,) = Directory.open(home / "killed").packs
-        held, saves = checkpoint_bytes(pack, make_mesh(pack), LANGUAGE_MODEL, pack.runs), pack.runs[0].checkpoint_steps
-    shape = "3 runs, depth 2, width 16, V=1024"
+        packs = Directory.open(home / "killed").packs
+        held = sum(checkpoint_bytes(pack, make_mesh(pack), LANGUAGE_MODEL, pack.runs) for pack in packs)
+    shape = "4 runs, depth 2, width 16, V=1024"
     ours, rival = statistics.median(resumed), statistics.median(new)
     return [
         {
@@ -156,6 +156,6 @@ def _tiny() -> list[dict]:
             "unit": "MB",
             "shape": shape,
             "target": 1 / 1.3,
-            "detail": f"{size / held:.2f} of the arrays' own bytes, over {len(saves)} steps",
+            "detail": f"{size / held:.2f} of the arrays' own bytes, over a whole schedule",
         },
     ]
