@@ -27,6 +27,7 @@ from jaxsat.commands import (
     Compute,
     CorpusList,
     CorpusPrepare,
+    Detect,
     Evaluate,
     Export,
     Fit,
@@ -153,6 +154,8 @@ def run(command: Command) -> int:
             return 0
         case Plan():
             return _plan(command, console)
+        case Detect():
+            return _detect(command, console)
         case Fit(name, scale, out) if is_table(name):
             if (scale, out) != ("laptop", None):
                 raise InputError("--scale and --out are of an experiment, not of a table")
@@ -322,6 +325,21 @@ def _plan(command: Plan, console: Console) -> int:
         for line in plan.summary(found):
             console.print(line, highlight=False)
     return int(any(shape.problem for shape in found.shapes))
+
+
+def _detect(command: Detect, console: Console) -> int:
+    from jaxsat import detect
+
+    c = command
+    found, notes = detect.detect(c.table, c.run, c.step, c.value, c.higher_is_better, c.where)
+    for note in notes:
+        print(f"jaxsat: {note}", file=sys.stderr)
+    if command.json:
+        print(json.dumps({"runs": detect.records(found)}, allow_nan=False))
+    else:
+        console.print(_frame(detect.frame(found)))
+        console.print(detect.summary(found), highlight=False)
+    return 0
 
 
 def _fit_table(command: Fit, console: Console) -> int:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxsat.config import Layout
+from jaxsat.fit_options import Column, MaybeColumn, Repeatable
 from jaxsat.fit_options import Options as TableOptions
 
 Positional = tyro.conf.Positional
@@ -63,6 +64,27 @@ class Fit(Where):
     name: Annotated[Positional[str], tyro.conf.arg(metavar="NAME|FILE|TABLE")]
     """An experiment that comes with jaxsat, the path of your own Python file, or that of a table."""
     table: Annotated[TableOptions, tyro.conf.arg(name="")] = TableOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detect:
+    """Which runs get worse late in training: of any TABLE of losses, perplexities or accuracies along it, a verdict a
+    run from its own noise (docs/verdicts.md)."""
+
+    table: Annotated[Positional[str], tyro.conf.arg(metavar="TABLE")]
+    """.csv, .csv.gz, .tsv, .parquet or .jsonl: a row a checkpoint."""
+    run: MaybeColumn = None
+    """What tells the runs apart; without it, all rows are one run."""
+    step: Column = "step"
+    """Steps or tokens of training."""
+    value: Column
+    """What is looked at. Of several rows of a run and step the mean is taken."""
+    higher_is_better: bool = False
+    """Of accuracies."""
+    where: Annotated[Repeatable, tyro.conf.arg(metavar="RULE")] = ()
+    """Keep only the rows where "COLUMN < VALUE" (or <=, >, >=, ==, !=). Repeatable."""
+    json: bool = False
+    """JSON instead of a table."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +233,7 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Measure, tyro.conf.subcommand("measure")]
     | Annotated[Fit, tyro.conf.subcommand("fit")]
+    | Annotated[Detect, tyro.conf.subcommand("detect")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Index, tyro.conf.subcommand("index")]

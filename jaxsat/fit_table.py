@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from jaxsat import tables
 from jaxsat.config import InputError, unknown
 from jaxsat.fit_options import Options
 
@@ -54,7 +55,6 @@ def fit_table(path: str, options: Options) -> Found:
     """
     _start()
     from jaxsat import laws
-    from jaxsat.laws import tables
 
     if options.figure:
         _check_figure(Path(options.figure))
@@ -137,8 +137,6 @@ def _columns(
     form: "Form", table: pd.DataFrame, options: Options, families: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The inputs of the form, and what it is fitted to, out of the columns that the options name."""
-    from jaxsat.laws import tables
-
     names = {"N": options.n, "D": options.d, "U": options.u, "x": options.x}
     names |= {"loss": options.loss, "accuracy": options.accuracy}
     flag = lambda name: f"--{name.lower()}" if name in names else ""
@@ -183,8 +181,6 @@ def _point(form: "Form", text: str, families: Sequence[str]) -> dict[str, float]
 
 
 def _number(text: str, flag: str) -> float:
-    from jaxsat.laws import tables
-
     value = tables.number(text)
     if math.isnan(value):
         raise InputError(f"{flag}: {text!r} is not a number")
@@ -193,8 +189,6 @@ def _number(text: str, flag: str) -> float:
 
 def _held(table: pd.DataFrame, rule: str) -> np.ndarray:
     """Of each row, whether it has the largest value of a column, or satisfies a rule."""
-    from jaxsat.laws import tables
-
     if rule in table:
         values_R = tables.numbers(table, rule, flag="--held-out")
         return values_R == values_R.max()
@@ -220,7 +214,7 @@ def _draw(law: "Fit", rows: pd.DataFrame, path: Path) -> None:
 
 def summary(found: Found) -> list[str | pd.DataFrame]:
     """What is said of a fit, in order: lines, and tables."""
-    from jaxsat.report import tables
+    from jaxsat.report.tables import constants
 
     law, free = found.law, [name for name in found.law.constants if name not in found.law.held]
     of_one = np.exp(law.residuals) - 1 if law.scale == "log" else law.residuals
@@ -229,7 +223,7 @@ def summary(found: Found) -> list[str | pd.DataFrame]:
     said += [f"left out: {rows} rows, which are not {rule!r}" for rule, rows in found.left_out.items()]
     if found.copies:
         said.append(f"{found.copies} rows are equal to earlier ones in every column, and are fitted too")
-    said.append(tables.constants({"": law})[["constant", "value", "low", "high", "status"]])
+    said.append(constants({"": law})[["constant", "value", "low", "high", "status"]])
     for name in law.unidentified:
         low, high = law.constants[name][1:]
         bounded = low > 0 and high < math.inf if law.form.positive(name) else math.isfinite(high - low)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxsat import tables
 from jaxsat.config import InputError
-from jaxsat.laws import tables
 
 TABLE = pd.DataFrame({"Model Size": [1, 2, 3, 4], "loss": [4.0, np.nan, 2.5, -1.0], "run": ["a", "a", "b", "3"]})
 
