@@ -41,6 +41,8 @@ def check(
             yield from reading(lambda id=id: directory.launches([id]))
             yield from reading(lambda id=id: directory.account([id]))
     folders = sorted((out / "checkpoints").iterdir()) if (out / "checkpoints").exists() else []
+    streamed = {run.id for run in directory.runs.values() if run.imported.name} if directory else set()
+    folders = [folder for folder in folders if folder.name not in streamed or any(folder.iterdir())]
     for i, folder in enumerate(folders):
         store = yield from reading(lambda folder=folder: Store(folder, alone=True))
         for j, step in enumerate(steps := store.steps if store else ()):

@@ -100,7 +100,9 @@ def _of_a_peer(e: RuntimeError) -> int:
 def _main(command: Command) -> int:
     try:
         with _storage_named():
-            return run(command)
+            code = run(command)
+            sys.stdout.flush()
+            return code
     except KeyboardInterrupt as e:
         return _say(str(e) or "interrupted; the same command continues from the last checkpoint", 130)
     except InputError as e:
@@ -111,6 +113,9 @@ def _main(command: Command) -> int:
         if not re.search("[Ii]nstall (gcsfs|s3fs) ", str(e)):  # of etils, for a bucket
             raise
         return _say(f"{e}, or give a folder", 2)
+    except BrokenPipeError:  # of `| head`; what is still to be written is not, at the end either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except RuntimeError as e:
         if not (code := _of_a_peer(e)):
             raise

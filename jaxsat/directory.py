@@ -318,6 +318,10 @@ class Directory:
             lines["training"] = f"{seconds:,.0f} s, {account['device_seconds'] / 3600:,.2f} device-hours"
         lines["packages"] = said(lambda e: ", ".join(f"{name} {version}" for name, version in e["packages"].items()))
         lines["settings"] = ", ".join(f"{key} {value}" for key, value in self.settings.items())
+        for id, imported in ((id, run.imported) for id in runs if (run := self.runs[id]).imported.name):
+            if known := [line for line in read_metrics(self.path / "runs" / id) if "hash" in line]:
+                told = f"{len(known)} steps, the last from {known[-1]['source']}, content {known[-1]['hash'][:16]}"
+                lines[f"import {imported.name}"] = told
         keys = dict.fromkeys(text_key(self.runs[id]) for id in runs)
         for i, text in enumerate(self.texts[key] for key in keys if key in self.texts):
             lines["corpus" if i == 0 else f"corpus {i + 1}"] = (

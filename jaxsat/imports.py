@@ -85,12 +85,31 @@ def resolve(directory: Directory, asked: Import) -> Run:
             raise
         steps = have
     if there and have:
+        hosts.first(lambda: _check_sources(directory, asked))
         return _settled(asked, there, directory).run(there.model, steps)
     first = asked.found()[min(steps)]
     if first.startswith(interop.HUB):
         return asked.run(interop.peek(first), steps)
     with opened(first) as source:  # what is wrong with its weights is said before anything is written
         return asked.run(source.config, steps)
+
+
+def _check_sources(directory: Directory, asked: Import) -> None:
+    """Raises InputError where a folder does not hold any more what was imported of it."""
+    try:
+        found = asked.found()
+    except InputError:  # gone, which is no fault
+        return
+    for line in read_metrics(directory.path / "runs" / asked.id):
+        place = found.get(line["step"], interop.HUB)
+        if place.startswith(interop.HUB) or "fingerprint" not in line:
+            continue
+        with opened(place) as source:
+            if source.fingerprint != line["fingerprint"]:
+                raise InputError(
+                    f"{place} is not what it was when step {line['step']} was imported into {directory.path} as "
+                    f"{asked.name}: give the series another name, or choose another directory"
+                )
 
 
 def _settled(asked: Import, there: Run, directory: Directory) -> Import:
@@ -177,6 +196,7 @@ def _bring(asked: Import, run: Run, step: int, place: str, lines: dict, mesh: Me
             hosts.first(lambda: write_atomically(log / "tokenizer.json", source.tokenizer.read_text()))
         params_1 = _placed(source, mesh)
         line = {"step": step, "tokens": step * run.tokens_per_step, "hash": source.content_hash, "source": place}
+        line["fingerprint"] = source.fingerprint
     if (was := lines.get(step, line)["hash"]) != line["hash"]:
         raise InputError(
             f"{place} is not what it was when step {step} was imported: its hash is {line['hash']}, was {was}"

@@ -218,7 +218,8 @@ class Jobs:
             def step_done(step: int, losses: list[float], pack: Pack = pack, i: int = i) -> None:
                 m, first, n = pack.model, pack.runs[0].first_step, pack.runs[0].last_step
                 loss = min(losses, key=lambda x: (x != x, x))  # nan last: of a run that diverged at once
-                what = f"width {m.width} depth {m.depth} x {len(pack.runs)} runs, step {step}/{n}, loss {loss:.3f}"
+                what = f"width {m.width} depth {m.depth} x {len(pack.runs)} runs, step {step}/{n}"
+                what += f", loss {loss:.3f}" if loss == loss else ""  # read a window late: the first has none
                 progress(
                     "train", (costs[i] + (costs[i + 1] - costs[i]) * (step - first) / (n - first)) / costs[-1], what
                 )

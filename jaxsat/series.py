@@ -186,10 +186,11 @@ def _ours(out: epath.Path, id: str) -> Series:
         with Store(out / "checkpoints" / pack.id, alone=True) as store:
             return _finite(cut_head(run.model, store.params_of(run.id, step)), f"run {id}", step)
 
-    folder = out / "checkpoints" / pack.id
+    folder, name = out / "checkpoints" / pack.id, run.imported.name or run.id
+    if run.imported.name and not (folder.exists() and any(folder.iterdir())):
+        raise InputError(f"{out} has no weights of {name}, only what was measured of it: import it without --measure")
     with Store(folder, alone=True) as store:
         steps = tuple(store.steps)
-    name = run.imported.name or run.id
     return Series(name, run.id, run.model, steps, run.tokens_per_step, params, out / "runs" / run.id / "tokenizer.json")
 
 

@@ -136,8 +136,12 @@ class Study:
                 key.partition("@")[0] or f"rows of no measure in {self.out}/measurements" for key in makers
             )
             raise InputError(f"{self.name}: {by} both measure {metric!r}; give one of them another name")
+        # Imports are called by their names.
+        names = {id: run.imported.name for id, run in self.experiment.runs.items() if run.imported.name}
         rows = rows.drop(columns=["measure", "version"]).reset_index(drop=True)
-        return Results(self.experiment.scale, runs, rows, self.experiment.parts)
+        rows["series"] = rows["series"].replace(names)
+        parts = {part: tuple(names.get(id, id) for id in ids) for part, ids in self.experiment.parts.items()}
+        return Results(self.experiment.scale, runs.rename(index=names), rows, parts)
 
     def fit(self) -> Results | None:
         """Results with the experiment's laws, on the first of many hosts. The report keeps their constants."""

@@ -104,7 +104,7 @@ def tally(claims: Iterable[tuple[T, Kind, Verdict]]) -> dict[T, dict[Verdict, in
 
 def headline(counted: Mapping[T, dict[Verdict, int]]) -> list[str]:
     """A sentence a paper: what was reproduced of the claims that this scale can test, and how many it cannot."""
-    return [f"{paper}: {_sentence(counts)}" for paper, counts in counted.items()] or ["No claims were examined."]
+    return [f"{paper}: {_sentence(counts)}" for paper, counts in counted.items()] or ["No paper's claim is examined."]
 
 
 def _sentence(counts: dict[Verdict, int]) -> str:

@@ -100,7 +100,10 @@ def test_an_experiment_of_imports(experiment, theirs, tmp_path):
             config, params = load_run(out, name, step)
             assert dataclasses.replace(config, scan_layers=False) == CONFIG
             equal(params, weight)
-    loss = study.results().rows("heldout_loss").set_index("step")["value"]
+    rows = study.results().rows("heldout_loss")
+    assert set(rows["series"]) == {"theirs"}, "not an id"
+    assert f"3 steps, the last from {theirs / 'step2000'}" in page.read_text()
+    loss = rows.set_index("step")["value"]
     assert loss.index.tolist() == [0, 1000, 2000] and loss.nunique() == 3
     assert study.results().last("items.accuracy")["value"].tolist()[0] in (0, 0.5, 1)
     # Nothing is done again, and a report needs no source.
@@ -159,6 +162,9 @@ def test_a_series_is_streamed(theirs, tmp_path, capsys):
     whole = table.read(out / "measurements")
     assert set(whole["step"]) == {0, 1000, 2000} and "singular_entropy" in set(whole["metric"])
     assert not list((out / "checkpoints").glob("*/*"))
+    assert main(["check", str(out)]) == 0, "what was dropped is not damaged"
+    gone = said(capsys, "evaluate", out, "--items", "items.jsonl", code=2)
+    assert "has no weights of theirs, only what was measured of it: import it without --measure" in gone
     said(capsys, *stream, "head", "loss")
     both = table.read(out / "measurements")
     assert set(both[both["metric"] == "heldout_loss"]["step"]) == {0, 1000, 2000} and len(both) > len(whole)
@@ -216,6 +222,17 @@ def test_equal_weights_are_refused(theirs, tokenizer, tmp_path, capsys):
     for out in ("ok", "out"):  # also where the other attempt was
         assert main(["import", str(twice), "--to", str(tmp_path / out), "--step", "0", "1", "1000"]) == 0
     assert "jaxsat: twice: steps 0, 1 have equal weights" in capsys.readouterr().err
+
+
+def test_other_weights_of_a_name_that_is_taken_are_refused(theirs, tokenizer, experiment, tmp_path, capsys):
+    out, other = tmp_path / "out", tmp_path / "other" / "theirs"
+    said(capsys, "import", theirs, "--to", out)
+    for step, weight in ((0, 1.0), (1000, 0.0), (2000, 0.5)):
+        write(other, step, weight, tokenizer)
+    Path(experiment).write_text(EXPERIMENT.replace("SOURCE", str(other)))
+    for argv in (["import", other, "--to", out], ["reproduce", experiment, "--out", out]):
+        assert "step0 is not what it was when step 0 was imported into" in said(capsys, *argv, code=2)
+    said(capsys, "import", theirs, "--to", out)
 
 
 def test_what_was_told_at_first_stands(theirs, tokenizer, tmp_path, capsys):

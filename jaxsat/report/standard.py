@@ -44,6 +44,18 @@ def loss(part: Part = ()) -> Section:
     )  # fmt: skip
 
 
+def lambada() -> Section:
+    return Section(
+        "Pythia, as published",
+        Chart(
+            "lambada_perplexity", colour="series", log="xy", y_label="perplexity on LAMBADA", name="published_lambada",
+            where="metric == 'lambada_perplexity'",
+            caption="Zero-shot perplexity on LAMBADA along the training of Pythia models: an outcome of others.",
+        ),
+        text="From github.com/EleutherAI/pythia, evals/pythia-v1 (Apache-2.0): nothing here is evaluated by us.",
+    )  # fmt: skip
+
+
 def head(part: Part = ()) -> Section:
     return Section(
         "The output head",

@@ -9,7 +9,7 @@ from etils import epath
 
 from jaxsat.checkpoints import Store, cut_head, find_run
 from jaxsat.config import InputError, Layout, Run
-from jaxsat.parallel import make_mesh, pack_layout, per_run, put, state_shardings
+from jaxsat.parallel import make_mesh, per_run, put, state_shardings
 from jaxsat.sweep import Pack
 from jaxsat.train.step import Hyper, Program, State, abstract_state, hypers, initializer
 from jaxsat.train.task import Task
@@ -42,8 +42,9 @@ def first_state(
 
 
 def _read(pack: Pack, step: int, optimizer: bool, out: epath.Path, layout: Layout, task: Task) -> dict[str, Any]:
-    """Parameters of every run of a pack, and the optimizer's state of each."""
-    mesh = make_mesh(pack, pack_layout(pack, layout))
+    """Parameters of every run of a pack, and the optimizer's state of each. It is another pack than that which starts
+    from it, of more runs or fewer, so of the layout only the model's axis is taken."""
+    mesh = make_mesh(pack, Layout(model=layout.model))
     hyper = jax.tree.map(lambda x: put(x, per_run(mesh)), hypers(pack.runs))
     abstract = abstract_state(Program.of(pack, task=task), mesh, hyper)
     with Store(out / "checkpoints" / pack.id, [run.id for run in pack.runs]) as store:

@@ -216,7 +216,7 @@ def test_a_headline_has_a_sentence_a_paper():
         "Here & There (2024), arXiv:0000.00001: 1 of 1 claim reproduced.",
         "Later et al. (2026), arXiv:0000.00002: 0 of 1 claim reproduced, 1 undecided.",
     ]
-    assert headline([]) == headline([judged("reproduced", kind="check")]) == ["No claims were examined."]
+    assert headline([]) == headline([judged("reproduced", kind="check")]) == ["No paper's claim is examined."]
 
 
 @given(st.lists(st.tuples(st.sampled_from(VERDICTS), st.sampled_from([HERE, LATER])), max_size=12))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jaxsat.checkpoints import Store, find_run, load_run
-from jaxsat.config import InputError, override
+from jaxsat.config import InputError, Layout, override
+from jaxsat.parallel import pack_layout
 from jaxsat.sweep import Pack, make_packs
 from jaxsat.train import read_metrics, train_pack
 
@@ -44,6 +45,18 @@ def test_all_kept_is_the_run_that_was_never_left(out, trunk, tiny_corpus):
         equal(load_run(out, branch.id, step)[1], load_run(out, trunk.id, step)[1])
     with Store(out / "checkpoints" / branch.id) as store:
         assert store.steps == [20, 40, 60]
+
+
+def test_several_start_from_a_run_that_is_alone(trunk, tiny_corpus, tmp_path):
+    """Their pack lies over more devices than its."""
+    alone = override(trunk, {"train.steps": 20})
+    runs = [override(alone.branch(20, {"train.steps": 30}, ()), {"seed": seed}) for seed in (0, 1)]
+    (pack,) = make_packs(runs)
+    assert pack_layout(pack, Layout()).pack == 2
+    for each in (Pack((alone,)), pack):
+        train_pack(each, tiny_corpus, tmp_path)
+    for run in runs:
+        equal(load_run(tmp_path, run.id, 0)[1], load_run(tmp_path, alone.id, 20)[1])
 
 
 @pytest.mark.slow
