@@ -91,7 +91,7 @@ def test_what_is_no_language_model(home):
 
 
 def test_from_import_to_figure(home):
-    make, experiment = IMPORTS
+    make, experiment, tuned = IMPORTS
     exec(make, {})
     (home / "theirs.py").write_text(experiment)
     page = Path(said("reproduce", "theirs.py").splitlines()[-1])
@@ -103,6 +103,12 @@ def test_from_import_to_figure(home):
     rows = json.loads(said("evaluate", "tiny-neox/step1000", "--items", "pairs.jsonl", "--json"))
     accuracy = next(row["value"] for row in rows if row["metric"] == "accuracy")
     assert accuracy == results.last("pairs.accuracy")["value"].iloc[0]
+    (home / "tuned.py").write_text(tuned)
+    said("reproduce", "tuned.py")
+    loss = Study("tuned.py", "laptop").results().rows("heldout_loss")
+    started, parent = loss.query("part == 'tuned' and step == 0"), loss.query("series == 'tiny-neox' and step == 1000")
+    assert sorted(started["seed"]) == [0, 1, 2]
+    np.testing.assert_allclose(started["value"], parent["value"].item(), rtol=1e-6)
 
 
 def test_an_experiment_without_training(home):

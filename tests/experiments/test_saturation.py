@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from jaxsat import experiment, model
-from jaxsat.claims import judge
+from jaxsat.claims import judge, published
 from jaxsat.config import Run, checkpoint_steps
 from jaxsat.directory import Directory, runs_table
 from jaxsat.experiments import saturation as S
@@ -64,6 +64,7 @@ def plant(scale: str, p: Plant = Plant()) -> Results:
     frames += [language(name, power, p.slope) for name, power in S.LANGUAGES.items()]
     backbone = e.measures[-1].runs
     frames += [heads(run, p) for run in e.runs.values() if backbone(run)]
+    frames += [c.of().assign(series=c.name, layer=-1, index=0)[list(table.COLUMNS)] for c in published.lambada()]
     rows = pd.concat(frames, ignore_index=True).astype(table.COLUMNS)
     fitted = Results(scale, runs, rows, e.parts)
     fits = {}
@@ -324,6 +325,7 @@ def test_what_is_missing_is_not_measured(laptop):
         "document_loss": {"degeneration_alone"},
         "heldout_loss": {"rank_costs"},
         "head_gap_truncated": {"gap_follows_tail", "gap_below_bound"},
+        "lambada_perplexity": {"published_rise"},
     }.items():
         found = verdicts(dataclasses.replace(laptop, measurements=m[m["metric"] != metric]))
         assert {id for id, verdict in found.items() if verdict == "not measured"} == gone, metric
