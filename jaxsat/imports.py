@@ -179,6 +179,13 @@ def imported(
                 store.drop(step)
 
 
+def pending(directory: Directory, run: Run) -> list[str]:
+    """What is to be imported of a run, in a line; none where it is ours, or all here."""
+    here = {line["step"] for line in read_metrics(directory.path / "runs" / run.id)}
+    new = [step for step in run.imported.steps if step not in here]
+    return [f"import {len(new)} steps of {run.imported.name}"] if new else []
+
+
 def _seen(directory: Directory, run: Run) -> list[list]:
     rows = directory.measurements()
     rows = rows[rows["series"] == run.id]

@@ -142,6 +142,22 @@ class Jobs:
                 said.append(f"{aside} is damaged and kept aside: {(aside / 'why.txt').read_text()}")
         return said + ([f"{gone} checkpoints that were to be measured are gone"] if gone else [])
 
+    def pending(self) -> list[str]:
+        """What the stages would do, in lines."""
+        said, done, packs = [], self.done(), self.untrained()
+        for pack in self.packs:
+            said += imports.pending(self.directory, pack.runs[0])
+        said.append(f"train {describe_packs(packs)}" if packs else "train nothing: all runs are at their end")
+        for pack in packs:
+            m, ids = pack.model, ", ".join(run.id for run in pack.runs)
+            shape = f"width {m.width} depth {m.depth} x {len(pack.runs)} runs, {pack.runs[0].train.steps} steps"
+            said.append(f"  {shape}: {ids}")
+        for m in self.measures:
+            jobs = self.unmeasured(done, self.best() if m.at == "best" else None)
+            n = sum(len(runs) for _, todo in jobs for at in todo.values() for of, runs in at if of is m)
+            said.append(f"measure {m.name} (version {m.version}) of {n} checkpoints")
+        return said + [f"compute {c.name} (version {c.version})" for c in self.uncomputed(done)]
+
     def _of(self, run: Run) -> list[Measure]:
         return [m for m in self.measures if m.runs(run)] if run.id in self.asked else []
 

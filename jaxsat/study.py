@@ -19,7 +19,7 @@ from jaxsat.experiment import user_code
 from jaxsat.jobs import Jobs, Progress
 from jaxsat.measure import table
 from jaxsat.results import Results
-from jaxsat.sweep import Pack, describe_packs
+from jaxsat.sweep import Pack
 
 
 class Study:
@@ -71,8 +71,6 @@ class Study:
         self.directory.know_settings(parallel.number_settings())
         self.directory.experiments[self.name] = {"command": self.command, "parts": self.experiment.parts}
 
-    # The stages.
-
     def train(self, progress: Progress, tensorboard: bool = False) -> bool:
         """Whether there was anything to train."""
         if self._finished():
@@ -92,32 +90,17 @@ class Study:
 
     def _finished(self) -> bool:
         """Where it is, no lease is taken: it may lie where nothing is written."""
-        finished = hosts.first(self.jobs.all_done)
-        if finished:
+        if finished := hosts.first(self.jobs.all_done):
             self.jobs.check_texts()
         return finished
 
     def pending(self) -> list[str]:
-        """What the stages would do, in lines: what trains, what is measured and computed, which claims cannot be
-        tested."""
+        """What the stages would do, and which claims cannot be tested, in lines."""
         self.jobs.check_texts()
-        done, packs = self.jobs.done(), self.jobs.untrained()
-        said = [f"train {describe_packs(packs)}" if packs else "train nothing: all runs are at their end"]
-        for pack in packs:
-            m, ids = pack.model, ", ".join(run.id for run in pack.runs)
-            shape = f"width {m.width} depth {m.depth} x {len(pack.runs)} runs, {pack.runs[0].train.steps} steps"
-            said.append(f"  {shape}: {ids}")
-        for m in self.experiment.measures:
-            best = self.jobs.best() if m.at == "best" else None
-            jobs = [job for _, todo in self.jobs.unmeasured(done, best) for at in todo.values() for job in at]
-            n = sum(len(runs) for of, runs in jobs if of is m)
-            said.append(f"measure {m.name} (version {m.version}) of {n} checkpoints")
-        said += [f"compute {c.name} (version {c.version})" for c in self.jobs.uncomputed(done)]
-        results = self.results(fit=False)
-        for claim in self.experiment.claims:
-            if lacking := self.experiment.lacking(claim, results):
-                said.append(f"claim {claim.id} cannot be tested at this scale: {lacking}")
-        return said
+        results, e = self.results(fit=False), self.experiment
+        lacking = {claim.id: what for claim in e.claims if (what := e.lacking(claim, results))}
+        untestable = [f"claim {id} cannot be tested at this scale: {what}" for id, what in lacking.items()]
+        return self.jobs.pending() + untestable
 
     def results(self, fit: bool = True) -> Results:
         """All that was found so far, with the laws fitted."""

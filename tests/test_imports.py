@@ -90,7 +90,9 @@ def said(capsys: pytest.CaptureFixture, *argv: object, code: int = 0) -> str:
 def test_an_experiment_of_imports(experiment, theirs, tmp_path):
     out = tmp_path / "out"
     study = Study(experiment, "laptop", out)
+    assert study.pending()[:2] == ["import 3 steps of theirs", "train nothing: all runs are at their end"]
     study.train(ignore)
+    assert study.pending()[0].startswith("train nothing")
     study.measure(ignore)
     page = study.report()
     id = Import("theirs", "").id
