@@ -3,7 +3,7 @@
 Godey, de la Clergerie and Sagot (2024), arXiv:2404.07647: small models saturate late in training, the spectrum of
 their output head degenerates as they do, and a head of low rank costs loss whatever the backbone.
 
-    jaxsat reproduce saturation                          laptop: 46 runs of width 8 to 64; 9 minutes on 2 cores
+    jaxsat reproduce saturation                          laptop: 46 runs of width 8 to 64; 9 to 18 minutes on 2 cores
     jaxsat reproduce saturation --scale workstation      width 64 to 512, at most 4 epochs (not measured yet)
     jaxsat reproduce saturation --scale pod              the Pythia shapes on C4 (not measured yet)
 
