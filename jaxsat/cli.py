@@ -187,7 +187,8 @@ def run(command: Command) -> int:
     from jaxsat.study import Study
 
     share = _share(command.share) if isinstance(command, Compute) else (1, 1)
-    study = Study(command.name, command.scale, command.out, layout, share)
+    only = command.only if isinstance(command, Compute) else ()
+    study = Study(command.name, command.scale, command.out, layout, share, only)
     if isinstance(command, Compute) and command.dry_run:
         for line in study.pending():
             print(line)

@@ -34,6 +34,10 @@ class Compute(Where):
     layout: Layout = Layout()
     share: Annotated[str | None, tyro.conf.arg(metavar="I/N", help_behavior_hint="(default: all)")] = None
     """Only the I-th of N shares of the work, for N jobs with one --out; the report is made after them, without it."""
+    only: Annotated[
+        Repeatable, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: what is not optional)")
+    ] = ()
+    """One part, measure, computed or claim of the experiment, and what it needs. Repeatable."""
     dry_run: bool = False
     """Say what would be trained, measured and computed, and stop."""
 

@@ -114,7 +114,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """AdamW with warm-up, then `cosine` or `linear` (constant, then linear over `decay_fraction`) decay."""
+    """AdamW or Muon with warm-up, then `cosine` or `linear` (constant, then linear over `decay_fraction`) decay."""
 
     steps: int = 1500
     batch_size: int = 16  # rows a step, over all devices
@@ -123,6 +123,7 @@ class TrainConfig:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     decay_fraction: float = 0.2  # of the steps; linear only
     final_lr: float = 0.1  # of the peak, at the last step
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: of the blocks' matrices; AdamW of all else
     weight_decay: float = 0.1  # on matrices only
     init_scale: float = 1.0  # of every initial matrix, times its usual standard deviation
     beta1: float = 0.9

@@ -25,7 +25,7 @@ from jaxsat.checkpoints import finite, load_run
 from jaxsat.config import DataConfig, Imported, InputError, Run, dumps, flatten, from_dict, override
 from jaxsat.disk import read_json, write_atomically
 from jaxsat.measure import table
-from jaxsat.model import count_parameters
+from jaxsat.model import count_parameters, flops_per_token
 from jaxsat.sweep import Pack, differing_keys, make_packs
 from jaxsat.train import Account, environment, read_account, read_launches, read_metrics
 
@@ -373,6 +373,7 @@ def runs_table(
             **{f"params.{kind}": counts.get(kind, float("nan")) for kind in ("total", "nonembedding", "head")},
             "train.steps": run.last_step,
             "tokens": tokens,
+            "flops": float("nan") if run.task else flops_per_token(run.model) * tokens,
             "epochs": tokens / text["train_tokens"] if text and not run.data.weights else float("nan"),
             "state": states[id].name,
             "part": ", ".join(part for part, members in parts.items() if id in members),

@@ -5,6 +5,7 @@
     def measures(scale) -> list[Measure]     of every checkpoint; `measure.standard()` where it is missing
     def computed(scale) -> list[Computed]    rows of no trained model
     TASKS: dict[str, Task]                   what is no language model, by the `task` of its runs
+    OPTIONAL: list[str]                      parts, measures and computed that only `--only` asks for
     LAWS: dict[str, Law]; SECTIONS: list[Section]; CLAIMS: list[Claim]
 
 One of `sweeps`, `imports` and `computed` is needed, and nothing else.
@@ -20,7 +21,7 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -60,11 +61,53 @@ class Experiment:
     laws: Mapping[str, Law]
     sections: Sequence[Section]
     claims: Sequence[Claim]
+    optional: Sequence[str] = ()
     imported: tuple[Run, ...] = ()  # what `imports` are in a directory
 
     @property
     def runs(self) -> dict[str, Run]:
         return {run.id: run for runs in (*(sweep.runs for sweep in self.sweeps), self.imported) for run in runs}
+
+    def chosen(self, only: Sequence[str] = ()) -> "Experiment":
+        """What is done of it: all but what is optional; or what `only` names: parts, measures, computed, and claims for
+        what they are of. A part alone is measured by all measures, and a measure alone is of all parts, but for
+        optional ones; with a part come those that its runs start from. Raises InputError."""
+        claims = {claim.id: claim.of for claim in self.claims}
+        parts, measures, computed = ({x.name for x in of} for of in (self.sweeps, self.measures, self.computed))
+        parts |= {"imported"} if self.imports else set()
+        known = parts | measures | computed
+        if wrong := [name for name in only if name not in known | claims.keys()]:
+            raise unknown("part, measure, computed or claim", wrong[0], known | claims.keys())
+        asked = {*only, *(name for each in only for name in claims.get(each, ()))} & known
+        if only and not asked and all(claims[each] for each in only):
+            raise InputError(f"--only {only[0]}: at the scale {self.scale} there is no {' or '.join(claims[only[0]])}")
+        default = known - set(self.optional)
+        models = asked & (parts | measures) if asked else default
+        chosen_parts, chosen_measures = (of & (asked & of or default) if models else set() for of in (parts, measures))
+        if any(m.at == "best" for m in self.measures if m.name in chosen_measures):
+            chosen_measures.add("loss")
+        return self._cut(chosen_parts, chosen_measures, computed & (asked or default))
+
+    def reported(self, only: "Experiment", here: Set[str]) -> "Experiment":
+        """What a report is about: what is chosen, and the parts of which a directory that holds the runs `here` has
+        any."""
+        parts = {sweep.name for sweep in self.sweeps if sweep in only.sweeps or here & {run.id for run in sweep.runs}}
+        if only.imports or here & {asked.id for asked in self.imports}:
+            parts.add("imported")
+        return self._cut(parts, {m.name for m in self.measures}, {c.name for c in self.computed})
+
+    def _cut(self, parts: set[str], measures: set[str], computed: set[str]) -> "Experiment":
+        sweeps = [sweep for sweep in self.sweeps if sweep.name in parts]
+        starts = {run.start.run for sweep in sweeps for run in sweep.runs} - {None}
+        if more := {s.name for s in self.sweeps if s.name not in parts and starts & {run.id for run in s.runs}}:
+            return self._cut(parts | more, measures, computed)
+        return dataclasses.replace(
+            self,
+            sweeps=sweeps,
+            imports=[asked for asked in self.imports if "imported" in parts or starts & {asked.name, asked.id}],
+            measures=[m for m in self.measures if m.name in measures],
+            computed=[c for c in self.computed if c.name in computed],
+        )
 
     def fitted(self, results: Results) -> Results:
         """`results` with the laws, and why others could not be fitted."""
@@ -145,6 +188,7 @@ def load(name: str, scale: str) -> Experiment:
             ("LAWS", Law, {}),
             ("SECTIONS", Section, []),
             ("CLAIMS", Claim, []),
+            ("OPTIONAL", str, []),
         )
     }
     for what, items in (("measure", [*asked["measures"], *asked["computed"]]), ("part", asked["sweeps"]),
@@ -173,6 +217,13 @@ def load(name: str, scale: str) -> Experiment:
             if not any(step in run.checkpoint_steps for run in runs if m.runs(run)):
                 raise InputError(f"{name}: measure {m.name!r} asks for step {step}, of which no run has a checkpoint")
     return experiment
+
+
+def larger(name: str, scale: str) -> Iterator[Experiment]:
+    """The experiment at each larger scale that it has."""
+    for beyond in SCALES[SCALES.index(scale) + 1 :]:
+        with contextlib.suppress(InputError):
+            yield load(name, beyond)
 
 
 @contextlib.contextmanager

@@ -206,7 +206,7 @@ def _answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _serve(request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
     name, scale, topology, slices = (request[key] for key in ("name", "scale", "topology", "slices"))
     layout, aborted = from_dict(Layout, request["layout"]), dict(request["aborted"])
-    experiment = experiments.load(name, scale)
+    experiment = experiments.load(name, scale).chosen()
     devices = _devices(topology, slices)
     task_of = lambda pack: experiment.tasks[pack.runs[0].task] if pack.runs[0].task else LANGUAGE_MODEL
     groups: dict[Any, list[Pack]] = {}

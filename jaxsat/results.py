@@ -1,8 +1,9 @@
 """What a study has found, read once and frozen: all that laws, claims and reports know.
 
 `runs`: a row a run that the experiment asks for, indexed by its id (which is the name of its series): a column a dotted
-configuration key, `params.total`, `params.nonembedding`, `params.head`, `tokens` of the whole run, `epochs` of its
-text, `state` (done, training, waiting or diverged) and `part` (the names of its parts, with commas between).
+configuration key, `params.total`, `params.nonembedding`, `params.head`, `tokens` and training `flops` of the whole run,
+`epochs` of its text, `state` (done, training, waiting or diverged) and `part` (the names of its parts, with commas
+between).
 `measurements`: a row a number: series, step, tokens, layer, index, metric, value; finite values only.
 """
 
@@ -47,7 +48,7 @@ class Results:
         parts = (part,) if isinstance(part, str) else tuple(part)
         for name in parts:
             if name not in self.parts:
-                raise NotMeasured(f"part {name!r}: at this scale there are {', '.join(self.parts) or 'none'}")
+                raise NotMeasured(f"part {name!r}; there are {', '.join(self.parts) or 'none'}")
         chosen = sized(self.runs)
         if parts:
             ids = {id for name in parts for id in self.parts[name]}

@@ -25,7 +25,8 @@ from jaxsat.sweep import Pack
 class Study:
     """The stages of one experiment in one directory.
 
-    `share` (i, n): only the packs and computed i, i + n, ..., the rest being other jobs' with the same `out`. Raises
+    `share` (i, n): only the packs and computed i, i + n, ..., the rest being other jobs' with the same `out`. `only`:
+    what of it is done, see `Experiment.chosen`; the report is of all that the directory has. Raises
     InputError where the directory holds something else than studies, or was begun under settings that give other
     numbers. Nothing is written there before training begins.
     """
@@ -37,37 +38,43 @@ class Study:
         out: epath.PathLike | None = None,
         layout: Layout = Layout(),
         share: tuple[int, int] = (1, 1),
+        only: Sequence[str] = (),
     ):
-        hosts.together(lambda: self._open(name, scale, out))
+        hosts.together(lambda: self._open(name, scale, out, only))
         config = {"experiment": self.experiment.name, "scale": scale, "out": str(self.out), "share": share}
-        for i, run in enumerate(self.experiment.runs.values()):
+        for i, run in enumerate(self.chosen.runs.values()):
             config |= {f"{key} of run {i}": value for key, value in flatten(run).items()}
-        config["measures"] = [m.key for m in self.experiment.measures]
+        config["measures"] = [m.key for m in self.chosen.measures]
         config |= flatten(validate_layout(layout), "layout.") | {"version of jax": jax.__version__}
         hosts.agree(config | parallel.number_settings())
         sizes = lambda run, n_runs: parallel.pack_size(run, n_runs, layout, jax.devices())
-        asked = self.experiment.runs
+        asked = self.chosen.runs
         plan = hosts.first(lambda: [[run.id for run in p.runs] for p in self.directory.grow(asked.values(), sizes)])
         self.directory.runs |= asked
         self.packs = [Pack(tuple(self.directory.runs[id] for id in ids)) for ids in plan]
         here = {pack.id for pack in self.directory.packs}
         self.directory.packs += [pack for pack in self.packs if pack.id not in here]
         self.share = i, n = share
-        computed = self.experiment.computed[i - 1 :: n]
+        computed = self.chosen.computed[i - 1 :: n]
         writer = f"{self.name}-{i}-of-{n}"
-        self.jobs = Jobs(self.directory, self.packs[i - 1 :: n], frozenset(asked), self.experiment.measures, computed,
-                         writer, self.command + self._out, layout, self.experiment.tasks,
-                         {asked.id: asked for asked in self.experiment.imports})  # fmt: skip
+        self.jobs = Jobs(self.directory, self.packs[i - 1 :: n], frozenset(asked), self.chosen.measures, computed,
+                         writer, self._again, layout, self.chosen.tasks,
+                         {asked.id: asked for asked in self.chosen.imports})  # fmt: skip
 
-    def _open(self, name: str, scale: str, out: epath.PathLike | None) -> None:
+    def _open(self, name: str, scale: str, out: epath.PathLike | None, only: Sequence[str]) -> None:
         self.experiment = experiments.load(name, scale)
+        self.chosen = self.experiment.chosen(only)
         self.name, self._name = f"{self.experiment.name}-{scale}", name
         self.command = f"jaxsat reproduce {name}" + (f" --scale {scale}" if scale != "laptop" else "")
         self._out = f" --out {out}" if out else ""
+        self._again = self.command + "".join(f" --only {name}" for name in only) + self._out
         self.out = epath.Path(out or f"runs/{self.experiment.name}" + ("" if scale == "laptop" else f"-{scale}"))
         self.directory = Directory.open(self.out)
-        imported = tuple(imports.resolve(self.directory, asked) for asked in self.experiment.imports)
-        self.experiment = dataclasses.replace(self.experiment, imported=imported)
+        self.experiment = self.experiment.reported(self.chosen, self.directory.runs.keys())
+        imported = {asked.id: imports.resolve(self.directory, asked) for asked in self.experiment.imports}
+        self.experiment = dataclasses.replace(self.experiment, imported=tuple(imported.values()))
+        ours = tuple(imported[asked.id] for asked in self.chosen.imports)
+        self.chosen = dataclasses.replace(self.chosen, imported=ours)
         self.directory.know_settings(parallel.number_settings())
         self.directory.experiments[self.name] = {"command": self.command, "parts": self.experiment.parts}
 
@@ -77,7 +84,7 @@ class Study:
             return False
         with user_code(self.experiment.file), lease.held(self.out, "train", self.share):
             self.jobs.obtain(progress)
-            hosts.first(lambda: self.directory.mend_logs(self.experiment.runs))
+            hosts.first(lambda: self.directory.mend_logs(self.chosen.runs))
             return self.jobs.train(progress, tensorboard)
 
     def measure(self, progress: Progress, wait: bool = False) -> None:
@@ -115,9 +122,8 @@ class Study:
         rows = rows[rows["series"].isin(series) & rows["measure"].isin(makers) & np.isfinite(rows["value"])]
         if (again := rows.duplicated([key for key in table.KEY if key != "measure"], keep=False)).any():
             metric, makers = rows.loc[again, "metric"].iloc[0], sorted(set(rows.loc[again, "measure"]))
-            by = " and ".join(
-                key.partition("@")[0] or f"rows of no measure in {self.out}/measurements" for key in makers
-            )
+            none = f"rows of no measure in {self.out}/measurements"
+            by = " and ".join(key.partition("@")[0] or none for key in makers)
             raise InputError(f"{self.name}: {by} both measure {metric!r}; give one of them another name")
         # Imports are called by their names.
         names = {id: run.imported.name for id, run in self.experiment.runs.items() if run.imported.name}
@@ -134,7 +140,7 @@ class Study:
 
     def _measured(self, results: Results) -> Results:
         if results.measurements.empty:
-            raise InputError(f"{self.out} has no measurements of {self.experiment.name} yet: {self.command}{self._out}")
+            raise InputError(f"{self.out} has no measurements of {self.experiment.name} yet: {self._again}")
         return results
 
     def report(self, to: epath.PathLike | None = None) -> epath.Path:
@@ -149,10 +155,8 @@ class Study:
         e, folders = self.experiment, [epath.Path(to)] if to else [self.out / "reports" / self.name]
         if not to and self._made_for_this():
             folders.append(self.out / "report")
-        # Every file of the directory is read once, here.
-        rows, states = self.directory.measurements(), self.directory.states(e.runs)
-        launches, account = self.directory.launches(e.runs), self.directory.account(e.runs)
-        results, notices = self._measured(self._found(rows, states)), self.notices(rows, states, launches, account)
+        rows, states, launches, account = read = self._read()  # every file of the directory, once
+        results, notices = self._measured(self._found(rows, states)), self.notices(*read)
         provenance = {"command": self.command} | self.directory.provenance(e.runs, launches, account)
         sources = e.hash(results, [notices, provenance])
         if not all(report.sources_of(folder / "index.html") == sources for folder in folders):
@@ -171,18 +175,15 @@ class Study:
         """Of each claim that is open the command of the next larger scale that has what it needs."""
         e, found = self.experiment, {}
         is_open = {j.claim.id for j in judged if j.verdict in ("not testable at this scale", "undecided")}
-        for scale in experiments.SCALES[experiments.SCALES.index(e.scale) + 1 :] if is_open else ():
-            try:
-                larger = experiments.load(self._name, scale)
-            except InputError:  # it has no such scale
-                continue
+        for larger in experiments.larger(self._name, e.scale) if is_open else ():
             if larger.runs.keys() == e.runs.keys():  # the same again
                 continue
             runs = runs_table(Directory(self.out, dict(larger.runs)), larger.parts)
-            results = Results(scale, runs, table.empty(), larger.parts)
+            results = Results(larger.scale, runs, table.empty(), larger.parts)
             for claim in larger.claims:
-                if claim.id in is_open - found.keys() and not self.experiment.lacking(claim, results):
-                    found[claim.id] = f"jaxsat reproduce {self._name} --scale {scale}"
+                if claim.id in is_open - found.keys() and not e.lacking(claim, results):
+                    only = f" --only {claim.id}" if {*claim.of} & {*larger.optional} else ""
+                    found[claim.id] = f"jaxsat reproduce {self._name} --scale {larger.scale}{only}"
         return found
 
     def _made_for_this(self) -> bool:
@@ -190,11 +191,13 @@ class Study:
         theirs = {id for members in first["parts"].values() for id in members}
         return name == self.name or bool(theirs) and theirs <= set(self.experiment.runs)
 
-    def notices(self, *read: Any) -> list[str]:
-        """What went wrong quietly. `read`: table, states, launches and account, where they are read already."""
+    def _read(self) -> tuple[Any, ...]:
+        """Table, states, launches and account."""
         runs, of = self.experiment.runs, self.directory
-        rows, states, launches, account = read or (
-            of.measurements(), of.states(runs), of.launches(runs), of.account(runs)
-        )  # fmt: skip
-        said = of.notices(states, launches, account, self.command + self._out) + self.jobs.notices(rows, states)
-        return said + self.experiment.notices(rows, self.command + self._out)
+        return of.measurements(), of.states(runs), of.launches(runs), of.account(runs)
+
+    def notices(self, *read: Any) -> list[str]:
+        """What went wrong quietly. `read`: what `_read` gives, where it is there already."""
+        rows, states, launches, account = read or self._read()
+        said = self.directory.notices(states, launches, account, self._again) + self.jobs.notices(rows, states)
+        return said + self.chosen.notices(rows, self._again)

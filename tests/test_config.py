@@ -91,6 +91,7 @@ DEFAULTS = {
     "train.schedule": "cosine",
     "train.decay_fraction": 0.2,
     "train.final_lr": 0.1,
+    "train.optimizer": "adamw",
     "train.weight_decay": 0.1,
     "train.init_scale": 1.0,
     "train.beta1": 0.9,

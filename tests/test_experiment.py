@@ -106,3 +106,62 @@ def test_nobody_else_has_a_package_of_our_name_in_the_way(tmp_path):
     code = "from jaxsat.experiment import names; print(names()); import experiments; print(experiments.__file__)"
     said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert "saturation" in said and str(tmp_path) in said
+
+
+CHOICES = (
+    EXPERIMENT
+    + """
+from jaxsat import measure
+from jaxsat.claims import Claim, above
+from jaxsat.claims.papers import GODEY
+from jaxsat.measure import Computed, Measure
+
+tuned = lambda run: run.branch(10, {"train.steps": 30})
+main_and_hot = sweeps
+
+
+def sweeps(scale):
+    main, hot = main_and_hot(scale)
+    return [main, hot, Sweep("tuned", main.base, [tuned(run) for run in main.runs])]
+
+
+def measures(scale):
+    return [measure.loss(), measure.head(), measure.norms(), Measure("best_norm", lambda c: {"x": 1.0}, at="best")]
+
+
+def computed(scale):
+    return [Computed(name, lambda: {"x": 1.0}) for name in ("one", "two")]
+
+
+of = lambda id, *of: Claim(id, "x", GODEY, "", "derived", lambda r: None, above(0), of=of)
+CLAIMS = [of("hot", "hot", "loss"), of("twos", "two"), of("all"), of("gone", "at_pod")]
+OPTIONAL = ["tuned", "norms", "two"]
+"""
+)
+
+
+@pytest.mark.parametrize(
+    "only, parts, measures, computed",
+    [
+        ((), ["main", "hot"], ["loss", "head", "best_norm"], ["one"]),
+        (("all",), ["main", "hot"], ["loss", "head", "best_norm"], ["one"]),
+        (("tuned",), ["main", "tuned"], ["loss", "head", "best_norm"], []),
+        (("norms",), ["main", "hot"], ["norms"], []),
+        (("best_norm",), ["main", "hot"], ["loss", "best_norm"], []),
+        (("hot",), ["hot"], ["loss"], []),
+        (("main", "norms", "two"), ["main"], ["norms"], ["two"]),
+        (("twos",), [], [], ["two"]),
+    ],
+)
+def test_what_is_chosen(user_file, only, parts, measures, computed):
+    chosen = load(user_file(CHOICES), "laptop").chosen(only)
+    found = [[item.name for item in of] for of in (chosen.sweeps, chosen.measures, chosen.computed)]
+    assert found == [parts, measures, computed]
+
+
+def test_a_choice_of_nothing_is_named(user_file):
+    experiment = load(user_file(CHOICES), "laptop")
+    with pytest.raises(InputError, match="unknown part, measure, computed or claim 'tunde'; did you mean 'tuned'"):
+        experiment.chosen(["tunde"])
+    with pytest.raises(InputError, match="--only gone: at the scale laptop there is no at_pod"):
+        experiment.chosen(["gone"])

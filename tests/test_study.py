@@ -132,3 +132,33 @@ def test_a_slip_in_a_claim_is_one_line(copy, user_file):
     study.measure(ignore)
     with pytest.raises(InputError, match=r"mine.py, line \d+: KeyError: 'vlaue'"):
         study.report()
+
+
+def test_a_part_alone_then_the_rest(tmp_path, user_file):
+    """The report is of all that the directory has; what is not there says how to get it."""
+    claim = "Claim({0!r}, 'x', GODEY, '', 'derived', lambda r: mean_over(r.last('heldout_loss', part={0!r})['value'], "
+    claim += "'', 'x'), above(0), of=({0!r},))"
+    claims = ", ".join(claim.format(part) for part in ("main", "hot"))
+    file = user_file(
+        OWN + EXPERIMENT + f"\nOPTIONAL = ['hot', 'squares']\nSECTIONS, LAWS, CLAIMS = [], {{}}, [{claims}]"
+    )
+    out = tmp_path / "out"
+    study = Study(file, "laptop", out, only=["hot"])
+    assert any("1 runs in 1 packs" in line for line in study.pending())
+    trained_and_measured(study)
+    page = study.report().read_text()
+    assert set(study.directory.experiments["mine-laptop"]["parts"]) == {"hot"} and "--only main</code>" in page
+    assert Study(file, "laptop", out, only=["hot"]).pending() == [
+        "train nothing: all runs are at their end",
+        *(f"measure {name} (version {v}) of 0 checkpoints" for name, v in
+          [("loss", 2), ("head", 2), ("anisotropy", 2), ("norm", 1), ("best_norm", 1)]),
+    ]  # fmt: skip
+    whole = Study(file, "laptop", out)
+    trained_and_measured(whole)
+    assert set(whole.results().parts) == {"main", "hot"} and "square" not in set(whole.results().measurements["metric"])
+    assert "1 models" not in whole.report().read_text()
+    computed = Study(file, "laptop", out, only=["squares"])
+    assert not computed.train(ignore)
+    computed.measure(ignore)
+    assert computed.results().rows("square")["value"].tolist() == [1, 4]
+    assert len(computed.results().last("heldout_loss", part="main")) == 4

@@ -14,7 +14,17 @@ from jaxsat.claims.claim import (
     to_json,
     verdict,
 )
-from jaxsat.claims.estimates import association, contrast, knee, late_level, late_rise, mean_over, slope
+from jaxsat.claims.estimates import (
+    association,
+    contrast,
+    explained,
+    knee,
+    late_level,
+    late_rise,
+    mean_over,
+    share,
+    slope,
+)
 from jaxsat.verdicts import ORIGINS, VERDICTS, Estimate
 
 __all__ = [
@@ -30,12 +40,14 @@ __all__ = [
     "below",
     "between",
     "contrast",
+    "explained",
     "headline",
     "judge",
     "knee",
     "late_level",
     "late_rise",
     "mean_over",
+    "share",
     "slope",
     "tally",
     "to_json",

@@ -92,7 +92,8 @@ class Claim:
     key of `ORIGINS`. estimate: raises NotMeasured where a measurement is missing. holds: where the interval must lie;
     of a claim with a number this is its direction, and at the paper's own scale (`pod`) it is `at_pod`, the number with
     its tolerance. needs: what the scale lacks to test this, "" for nothing; asked before training too, so of the runs
-    alone. kind: "check" (a theorem, a derivation of our own) is never counted.
+    alone. kind: "check" (a theorem, a derivation of our own) is never counted. of: the parts, measures and computed
+    that it needs, for `--only`.
 
     Raises InputError on an origin or a kind that does not exist.
     """
@@ -107,11 +108,13 @@ class Claim:
     needs: Callable[[Results], str] = nothing
     at_pod: Region | None = None
     kind: Kind = "paper"
+    of: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.origin not in ORIGINS:
             raise unknown(f"origin of claim {self.id!r}", self.origin, ORIGINS)
-        for name, kind in (("id", str), ("says", str), ("paper", Paper), ("number", str), ("holds", Region)):
+        for name, kind in (("id", str), ("says", str), ("paper", Paper), ("number", str), ("holds", Region),
+                           ("of", tuple)):  # fmt: skip
             if not isinstance(getattr(self, name), kind):
                 given = getattr(self, name)
                 raise InputError(f"claim {self.id!r}: {name} = {given!r:.60} must be a {kind.__name__}")

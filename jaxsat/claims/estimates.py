@@ -17,6 +17,7 @@ from jaxsat.verdicts import Estimate
 
 LEVEL = 0.9
 FEWEST_RUNS = 5  # of an association; each control takes one more
+RESAMPLES = 1000
 FEWEST_WINDOWS = 5  # of a curve after its first tenth: fewer tell nothing of its jitter
 
 
@@ -105,20 +106,41 @@ def association(
     n, n_controls = len(table), table.shape[1] - 2
     if n == 0:
         raise NotMeasured(how)
-    ranks = table.rank().to_numpy()
-    design = np.column_stack([np.ones(n), ranks[:, 2:]])
-    x_n, y_n = (ranks[:, :2] - design @ np.linalg.lstsq(design, ranks[:, :2])[0]).T
-    # What the controls explain to the last digit has no rank left: no association, and no bound.
-    told = min(np.ptp(x_n), np.ptp(y_n)) > 1e-9 * n
-    r = float(np.clip(x_n @ y_n / np.sqrt((x_n @ x_n) * (y_n @ y_n)), -1, 1)) if told else 0.0
-    if not told or n < FEWEST_RUNS + n_controls:
-        return Estimate(r, -np.inf, np.inf, "", how, n)
+    r = _correlation(table.rank().to_numpy())
+    if np.isnan(r) or n < FEWEST_RUNS + n_controls:
+        return Estimate(np.nan_to_num(r), -np.inf, np.inf, "", how, n)
     # Ranks of few runs agree wholly by chance, so r = 1 is taken as a little less.
     most = 1 - 1 / n**2
     z = np.arctanh(np.clip(r, -most, most))
     half = special.ndtri((1 + LEVEL) / 2) * np.sqrt((1 + r**2 / 2) / (n - n_controls - 3))
     low, high = np.tanh([z - half, z + half])
     return Estimate(r, min(low, r), max(high, r), "", how, n)
+
+
+def explained(x: pd.Series, y: pd.Series, controls: pd.DataFrame, how: str) -> Estimate:
+    """How much smaller Spearman's correlation of x and y is with `controls` than without them, |raw| - |controlled|:
+    what they explain of it. The interval is a bootstrap over runs, of `RESAMPLES`. Raises NotMeasured as `association`.
+    """
+    table = _matched(how, {"x": x, "y": y}, controls)
+    raw, left = (_size(table[names].rank().to_numpy()) for names in (["x", "y"], list(table)))
+    n, rng = len(table), np.random.default_rng(0)
+    if n < FEWEST_RUNS + table.shape[1] - 2:
+        return Estimate(raw - left, -np.inf, np.inf, "", how, n)
+    drawn = [table.iloc[rng.integers(0, n, n)].rank().to_numpy() for _ in range(RESAMPLES)]
+    found = [_size(ranks[:, :2]) - _size(ranks) for ranks in drawn]
+    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(raw - left, min(low, raw - left), max(high, raw - left), "", how, n)
+
+
+def share(hits: pd.Series | Sequence[bool], how: str) -> Estimate:
+    """The share of units that are so, with Jeffreys' interval, whose end is 0 or 1 where none or all are. Raises
+    NotMeasured when there are none."""
+    hits = np.asarray(hits, bool)
+    n, k = hits.size, int(hits.sum())
+    if not n:
+        raise NotMeasured(how)
+    low, high = (float(special.betaincinv(k + 0.5, n - k + 0.5, q)) for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return Estimate(k / n, low if k else 0.0, high if k < n else 1.0, "", f"{k} of {n} {how}", n)
 
 
 def slope(
@@ -177,6 +199,20 @@ def _matched(how: str, columns: dict[str, object], controls: pd.DataFrame | None
     except ValueError as e:
         raise InputError(f"{how}: {e}") from None
     return table.dropna()
+
+
+def _correlation(ranks_NxC: np.ndarray) -> float:
+    """Of the first two columns, what the others explain taken out of both; nan where nothing is left."""
+    design = np.column_stack([np.ones(len(ranks_NxC)), ranks_NxC[:, 2:]])
+    x_N, y_N = (ranks_NxC[:, :2] - design @ np.linalg.lstsq(design, ranks_NxC[:, :2])[0]).T
+    # What the controls explain to the last digit has no rank left: no association, and no bound.
+    if min(np.ptp(x_N), np.ptp(y_N)) <= 1e-9 * len(ranks_NxC):
+        return np.nan
+    return float(np.clip(x_N @ y_N / np.sqrt((x_N @ x_N) * (y_N @ y_N)), -1, 1))
+
+
+def _size(ranks_NxC: np.ndarray) -> float:
+    return abs(np.nan_to_num(_correlation(ranks_NxC)))
 
 
 def _line(points: pd.DataFrame) -> tuple[float, float]:

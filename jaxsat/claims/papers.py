@@ -8,3 +8,9 @@ GODEY = Paper("godey2024", "Godey, de la Clergerie & Sagot", 2024,
 KULKARNI = Paper("kulkarni2026", "Kulkarni et al.", 2026,
                  "Disentangling geometry, performance, and training in language models",
                  "arXiv:2602.20433")  # fmt: skip
+YANG = Paper("yang2018", "Yang, Dai, Salakhutdinov & Cohen", 2018,
+             "Breaking the softmax bottleneck: a high-rank RNN language model",
+             "arXiv:1711.03953")  # fmt: skip
+MUON_SPECTRA = Paper("2605.21803", "arXiv:2605.21803", 2026,
+                     "(on the rank of feed-forward matrices under AdamW and Muon; read in a summary)",
+                     "arXiv:2605.21803")  # fmt: skip

@@ -5,7 +5,7 @@ from jaxsat.measure.cosine import anisotropy as mean_pairwise_cosine
 from jaxsat.measure.heads import control, frozen_head_losses, lipschitz_bound, train_frozen_heads, truncated_heads
 from jaxsat.measure.items import items
 from jaxsat.measure.language import anisotropy, centred_anisotropy, frozen_heads, head, loss, standard
-from jaxsat.measure.matrices import MATRICES, norms, row_anisotropy, spectrum
+from jaxsat.measure.matrices import MATRICES, all_spectra, norms, row_anisotropy, spectrum
 from jaxsat.measure.measure import Checkpoint, Computed, Heldout, Measure
 from jaxsat.measure.packs import measured
 from jaxsat.measure.spectra import (
@@ -24,6 +24,7 @@ __all__ = [
     "Heldout",
     "MATRICES",
     "Measure",
+    "all_spectra",
     "anisotropy",
     "centred_anisotropy",
     "condition_number",

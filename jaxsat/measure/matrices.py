@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from jaxsat import model
 from jaxsat.config import Run, unknown
-from jaxsat.measure import spectra
 from jaxsat.measure.cosine import centred, mean_cosine, sum_of_directions
 from jaxsat.measure.measure import Checkpoint, Measure, every
+from jaxsat.measure.spectra import head_spectrum, layer_spectra, summary
 
 MATRICES = ("embedding", "query", "key", "value", "out", "up", "gate", "down")
 
@@ -26,6 +26,11 @@ def spectrum(matrix: str, runs: Callable[[Run], bool] = every) -> Measure:
     if matrix not in MATRICES:
         raise unknown("matrix", matrix, MATRICES)
     return Measure(f"{matrix}_spectrum", functools.partial(_spectrum, matrix=matrix), runs=runs, traced=True)
+
+
+def all_spectra(runs: Callable[[Run], bool] = every) -> Measure:
+    """`spectra`: the `spectrum` of each of MATRICES."""
+    return Measure("spectra", _spectra, runs=runs, traced=True)
 
 
 def norms(runs: Callable[[Run], bool] = every) -> Measure:
@@ -45,14 +50,18 @@ def _spectrum(c: Checkpoint, matrix: str) -> dict[str, jax.Array]:
     w = _matrices(c).get(matrix)
     if w is None:
         return {}
-    summary = functools.partial(spectra.summary, n=max(w.shape[-2:]))
+    of = functools.partial(summary, n=max(w.shape[-2:]))
     if w.ndim == 2:
-        found = summary(spectra.head_spectrum(w))
+        found = of(head_spectrum(w))
     else:
         side_by_side = model.split_dimension((matrix, "kernel")) == -1
-        sigma_LxR = spectra.layer_spectra(w.swapaxes(1, 2) if side_by_side else w)
-        found = jax.tree.map(lambda x: x.reshape(len(w), -1), jax.vmap(summary)(sigma_LxR))
+        sigma_LxR = layer_spectra(w.swapaxes(1, 2) if side_by_side else w)
+        found = jax.tree.map(lambda x: x.reshape(len(w), -1), jax.vmap(of)(sigma_LxR))
     return {f"{matrix}.{metric}": value for metric, value in found.items()}
+
+
+def _spectra(c: Checkpoint) -> dict[str, jax.Array]:
+    return {name: value for matrix in MATRICES for name, value in _spectrum(c, matrix).items()}
 
 
 def _norms(c: Checkpoint) -> dict[str, jax.Array]:

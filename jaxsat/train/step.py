@@ -84,11 +84,32 @@ def learning_rate(train: TrainConfig, hyper: Hyper, step: jax.Array) -> jax.Arra
 
 
 def _optimizer(train: TrainConfig, weight_decay: jax.Array, rate: jax.Array) -> optax.GradientTransformation:
+    scaled = optax.scale_by_adam(train.beta1, train.beta2, train.eps)
+    if train.optimizer == "muon":
+        scaled = optax.partition({"adam": scaled, "muon": _muon()}, _by_muon)
     return optax.chain(
         optax.clip_by_global_norm(train.clip_norm) if train.clip_norm else optax.identity(),
-        optax.scale_by_adam(train.beta1, train.beta2, train.eps),
+        scaled,
         optax.add_decayed_weights(weight_decay, mask=_matrices),
         optax.scale(-rate),
+    )
+
+
+def _muon() -> optax.GradientTransformation:
+    """The momentum of each matrix orthogonalised (Jordan et al. 2024), its entries as large as AdamW's, so that both
+    take one learning rate: 0.2 sqrt(max(in, out)) (Liu et al. 2025, arXiv:2502.16982)."""
+    numbers = lambda updates: jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(-2, -1), updates)
+    scale = lambda w_LxIxO: 0.2 * max(w_LxIxO.shape[-2:]) ** 0.5 * w_LxIxO
+    return optax.chain(
+        optax.contrib.scale_by_muon(weight_dimension_numbers=numbers),
+        optax.stateless(lambda updates, _: jax.tree.map(scale, updates)),
+    )
+
+
+def _by_muon(params: model.Params) -> Any:
+    """Which of the two a parameter is left to: muon takes the blocks' matrices, where one layer feeds the next."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "muon" if path[0].key == "blocks" and path[-1].key == "kernel" else "adam", params
     )
 
 
@@ -128,7 +149,7 @@ def abstract_state(program: Program, mesh: jax.sharding.Mesh, hyper: Hyper) -> S
 def train_step(
     program: Program, mesh: jax.sharding.Mesh, state: State, hyper: Hyper, rows_KxBxT1: jax.Array
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One AdamW step of every run. Metrics are arrays of length K: loss (nats/token), grad_norm, learning_rate."""
+    """One step of every run. Metrics are arrays of length K: loss (nats/token), grad_norm, learning_rate."""
 
     def one(params, optimizer, hyper, rows_BxT1, step):
         key = jax.random.fold_in(jax.random.key(hyper.data_seed), step + hyper.batch_offset)

@@ -14,6 +14,7 @@ from jaxsat import experiment, model
 from jaxsat.claims import judge, published
 from jaxsat.config import Run, checkpoint_steps
 from jaxsat.directory import Directory, runs_table
+from jaxsat.experiments import _saturation as E
 from jaxsat.experiments import saturation as S
 from jaxsat.laws import HOFFMANN
 from jaxsat.measure import table
@@ -55,14 +56,14 @@ class Plant:
 
 
 def plant(scale: str, p: Plant = Plant()) -> Results:
-    e, rng = experiment.load("saturation", scale), np.random.default_rng(p.seed)
+    e, rng = experiment.load("saturation", scale).chosen(), np.random.default_rng(p.seed)
     directory = Directory(epath.Path("nowhere"), runs=e.runs)
     runs = runs_table(directory, e.parts).assign(state="done")
-    small = runs["params.total"] < S.PAPER_SMALL if scale == "pod" else runs["model.width"] == runs["model.width"].min()
+    small = runs["params.total"] < E.PAPER_SMALL if scale == "pod" else runs["model.width"] == runs["model.width"].min()
     hard_M = 1 + 0.1 * rng.standard_normal(N_DOCUMENTS)
     frames = [curves(run, bool(small[id]), p, hard_M / hard_M.mean(), rng) for id, run in e.runs.items()]
-    frames += [language(name, power, p.slope) for name, power in S.LANGUAGES.items()]
-    backbone = e.measures[-1].runs
+    frames += [language(name, power, p.slope) for name, power in E.LANGUAGES.items()]
+    (backbone,) = (m.runs for m in e.measures if m.name == "frozen_heads")
     frames += [heads(run, p) for run in e.runs.values() if backbone(run)]
     frames += [c.of().assign(series=c.name, layer=-1, index=0)[list(table.COLUMNS)] for c in published.lambada()]
     rows = pd.concat(frames, ignore_index=True).astype(table.COLUMNS)
@@ -155,8 +156,10 @@ def laptop() -> Results:
 def test_sweeps_are_of_what_they_say():
     for scale in experiment.SCALES:
         sweeps = {sweep.name: sweep.runs for sweep in S.sweeps(scale)}
-        assert set(sweeps) == ({"main"} if scale == "pod" else {"main", "budget", "probe"})
-        assert len({run.id for runs in sweeps.values() for run in runs}) == sum(map(len, sweeps.values()))
+        default = {"main", "budget", "probe"} if scale != "pod" else {"main"}
+        assert default == {sweep.name for sweep in experiment.load("saturation", scale).chosen().sweeps}
+        ids = [run.id for name in default for run in sweeps[name]]
+        assert len(set(ids)) == len(ids)
         assert len({run.train.steps * run.tokens_per_step for run in sweeps["main"]}) == 1, "equal tokens"
         if scale == "pod":
             totals = [model.count_parameters(run.model).total for run in sweeps["main"]]
@@ -172,8 +175,22 @@ def test_sweeps_are_of_what_they_say():
         assert {run.model.head_rank for run in sweeps["probe"]} == {None} and len(probes) == 8
 
 
+def test_other_heads_are_matched():
+    """In the laptop's: to 2 % of all parameters and of all FLOPs."""
+    (remedies,) = (sweep for sweep in S.sweeps("laptop") if sweep.name == "remedies")
+    of = {(run.model.head, run.model.head_rank): run.model for run in remedies.runs}
+    linear, nonlinear = of["linear", 8], of["nonlinear", 8]
+    by_parameters, by_flops = (config for (head, _), config in of.items() if head == "mixture")
+    for count, other in (
+        (lambda config: model.count_parameters(config).total, by_parameters),
+        (model.flops_per_token, by_flops),
+        (model.flops_per_token, nonlinear),
+    ):
+        assert count(other) == pytest.approx(count(linear), rel=0.02)
+
+
 def test_the_docstring_counts_the_runs():
-    assert f"laptop: {sum(len(sweep.runs) for sweep in S.sweeps('laptop'))} runs" in S.__doc__
+    assert f"laptop: {len(experiment.load('saturation', 'laptop').chosen().runs)} runs" in S.__doc__
 
 
 def test_thresholds_stand_in_the_claims_text():
@@ -201,7 +218,13 @@ def test_planted_saturation_is_found_with_its_law_and_both_gaps(saturated):
         assert judged.estimate.low < planted < judged.estimate.high, judged
         assert judged.verdict == "reproduced", judged
     found = verdicts(saturated)
-    assert found["saturation"] == found["spectral_saturation"] == found["late_anisotropy"] == "reproduced"
+    assert (
+        found["saturation"]
+        == found["larger_do_not"]
+        == found["spectral_saturation"]
+        == found["late_anisotropy"]
+        == "reproduced"
+    )
     assert found["rank_costs"] == found["common_knee"] == found["weight_decay"] == UNTESTABLE
 
 
@@ -227,12 +250,13 @@ def test_gaps_and_verdicts_over_many_draws(gap, best):
     assert max(wrong.values()) <= 2 and inside >= 34, (wrong, inside)
 
 
-def test_a_rise_of_every_size_is_no_saturation_of_the_small(saturated):
+def test_a_rise_of_every_size_is_no_matter_of_the_small_alone(saturated):
     rows = saturated.measurements.copy()
-    t = rows["tokens"] / rows["series"].map(saturated.runs["tokens"])
-    large = rows["series"].map(saturated.runs["params.total"]) >= S.PAPER_SMALL
+    t = (rows["tokens"] / rows["series"].map(saturated.runs["tokens"])).fillna(0)  # of published curves
+    large = rows["series"].map(saturated.runs["params.total"]) >= E.PAPER_SMALL
     rows["value"] *= 1 + 0.04 * np.clip((t - 0.6) / 0.3, 0, 1) * (large & rows["metric"].str.endswith("_loss"))
-    assert judge(CLAIMS["saturation"], dataclasses.replace(saturated, measurements=rows)).verdict != "reproduced"
+    found = verdicts(dataclasses.replace(saturated, measurements=rows))
+    assert found["saturation"] == "reproduced" and found["larger_do_not"] == "not reproduced"
 
 
 def test_over_fitting_is_no_saturation(saturated):
@@ -257,6 +281,7 @@ def test_what_the_laptop_cannot_test_it_says(laptop):
     untestable = {id for id, j in found.items() if j.verdict == UNTESTABLE}
     assert untestable == {
         "saturation",
+        "larger_do_not",
         "gap_final",
         "gap_best",
         "spectral_saturation",

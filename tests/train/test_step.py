@@ -108,6 +108,42 @@ def test_steps_are_those_of_adamw(trained, tiny_pack, tiny_corpus):
     assert min(norms) < tiny_pack.runs[0].train.clip_norm < max(norms), norms  # some are clipped, some not
 
 
+def orthogonal(x_IxO):
+    """Five Newton-Schulz iterations of a matrix, in float64: Jordan et al. 2024, github.com/KellerJordan/Muon."""
+    x = x_IxO / (np.linalg.norm(x_IxO) + 1e-8)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+def test_steps_are_those_of_muon(trained, tiny_pack, tiny_corpus):
+    """Of the blocks' matrices two, against the definition in float64 (Nesterov momentum of .95, its bias taken out as
+    optax does); of the rest they are AdamW's."""
+    run = override(tiny_pack.runs[1], {"train.optimizer": "muon", "train.schedule": "constant", "train.steps": 2,
+                                       "train.warmup_steps": 0})  # fmt: skip
+    train = run.train
+    with Store(trained / "checkpoints" / tiny_pack.id) as store:
+        start = jax.tree.map(operator.itemgetter(1), store.params(0))
+    steps = [train_run(override(run, {"train.steps": n, "train.optimizer": name}), tiny_corpus)[0]
+             for n, name in ((1, "muon"), (2, "muon"), (1, "adamw"))]  # fmt: skip
+    for name in start.keys() - {"blocks"}:
+        jax.tree.map(np.testing.assert_array_equal, steps[0][name], steps[2][name])
+    momentum = {}
+    for i, (before, after) in enumerate([(start, steps[0]), (steps[0], steps[1])], start=1):
+        batch = corpus.batch_at(tiny_corpus, run.order_seed, i - 1, 8)
+        gradient = loss_and_gradient(run.model, before, batch)[1]
+        norm = np.sqrt(sum((np.float64(g) ** 2).sum() for g in jax.tree.leaves(gradient)))
+        for name, module in before["blocks"]["feed_forward"].items():
+            w, g = (np.float64(of["kernel"][0]) for of in (module, gradient["blocks"]["feed_forward"][name]))
+            g *= min(1, train.clip_norm / norm)
+            momentum[name] = 0.95 * momentum.get(name, 0) + 0.05 * g
+            nesterov = 0.95 * momentum[name] / (1 - 0.95 ** (i + 1)) + 0.05 * g / (1 - 0.95**i)
+            update = 0.2 * np.sqrt(max(w.shape)) * orthogonal(nesterov) + train.weight_decay * w
+            ours = after["blocks"]["feed_forward"][name]["kernel"][0]
+            np.testing.assert_allclose(ours, w - train.learning_rate * update, atol=1e-5)
+
+
 def test_without_a_limit_no_gradient_is_clipped(trained, tiny_pack, tiny_corpus):
     run = override(tiny_pack.runs[1], {"train.clip_norm": 0.0, "train.steps": 8})
     _, expected = first_steps(trained, tiny_pack, tiny_corpus, run, 1)
