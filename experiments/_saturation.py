@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from jaxsat import laws
-from jaxsat.claims import Estimate
+from jaxsat.claims import Estimate, downstream
 from jaxsat.claims.estimates import (
     association,
     contrast,
@@ -119,6 +119,14 @@ def gap(r: Results, at: str) -> Estimate:
     found = getattr(laws.gaps(curves, PAPER_SMALL, hold=HOFFMANN, misfit=MISFIT), at)
     how = f"mean over the small models, {at} checkpoint; E, B, beta held, misfit of a run {100 * MISFIT:g} %"
     return Estimate(found.value, found.low, found.high, "%", how, curves["series"].nunique())
+
+
+def downstream_loss(r: Results) -> Estimate:
+    return downstream.downstream_loss(r, small(r))
+
+
+def small(r: Results) -> pd.DataFrame:
+    return full(r)[full(r)["params.total"] < PAPER_SMALL]
 
 
 def with_saturation(r: Results, metric: str) -> Estimate:

@@ -15,7 +15,7 @@ do not saturate there, and the report says what it takes; those of the paper do,
 from functools import partial
 
 from jaxsat import measure, model
-from jaxsat.claims import Claim, above, below, between, published
+from jaxsat.claims import Claim, above, below, between, downstream, published
 from jaxsat.claims.papers import GODEY, KULKARNI, MUON_SPECTRA, YANG
 from jaxsat.config import DataConfig, ModelConfig, Run, TrainConfig, override
 from jaxsat.corpus import synthetic
@@ -23,7 +23,7 @@ from jaxsat.experiments import _saturation as by
 from jaxsat.laws import HOFFMANN, Law
 from jaxsat.measure import Computed, Measure, control
 from jaxsat.model import PYTHIA, llama, pythia
-from jaxsat.report import Chart, Section, standard
+from jaxsat.report import Chart, Section, Table, standard
 from jaxsat.sweep import Point, Sweep, chain, product, zipped
 
 CONTROL_RANKS = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -186,6 +186,9 @@ CLAIMS = [
     Claim("gap_best", "So are their best checkpoints; at the paper's scale by 4 %, give or take 4.",
           GODEY, "about 4 % worse", "secondary", partial(by.gap, at="best"), above(0), by.law_needs, between(0, 8),
           **_main),
+    Claim("downstream", f"The final checkpoints of {SMALL} can do less than their best: their accuracy on items is "
+          "lower by more than 0 points.", GODEY, "160m, LAMBADA: 40.3, then 38.0 %", "secondary", by.downstream_loss,
+          above(0), by.length_needs, **_main),
     Claim("spectral_saturation", "The head's singular values degenerate as small models saturate: over all sizes the "
           f"rises of singular entropy and loss ({LATE}) have a rank correlation above 0, size not controlled.",
           GODEY, "", "secondary", partial(by.with_saturation, metric="singular_entropy"), above(0),
@@ -239,6 +242,12 @@ SECTIONS = [
     standard.loss("main"),
     standard.lambada(),
     standard.scaling(LAWS),
+    Section(
+        "Downstream, best against final",
+        Table("downstream", "Accuracy in per cent at the checkpoint of the least held-out loss and at the last, and "
+              "what was lost, with its interval over the items.", lambda r: downstream.table(r, by.small(r))),
+        text="Items that `jaxsat evaluate DIR --items FILE... --every` has scored; also of imported models.",
+    ),
     standard.head("main"),
     Section(
         "What moves the spectrum",
@@ -272,7 +281,7 @@ SECTIONS = [
     Section(
         "Other heads",
         *(Chart("heldout_loss", x=x, colour="model.head", part="remedies", name=f"other_heads_by_{x.split('.')[-1]}",
-                x_label=label, caption=f"Loss at the end of training against {label}; the band is the range over seeds.")
+                x_label=label, caption=f"Loss at the end of training against {label}; the band is over seeds.")
           for x, label in (("params.total", "parameters"), ("flops", "training FLOPs"))),
         text="A linear head of a quarter of the width, a gelu in its bottleneck, and mixtures of two softmaxes with as "
         "many parameters or as many training FLOPs.",
@@ -280,7 +289,7 @@ SECTIONS = [
     Section(
         "Optimizers",
         Chart("up.effective_rank", x="model.width", colour="train.optimizer", panel="layer", log="xy", part="optimizer",
-              name="rank_by_optimizer", caption="Effective rank of the first feed-forward matrix at the end of training."),
+              name="rank_by_optimizer", caption="Effective rank of the first feed-forward matrix, at the end."),
     ),
     Section(
         "Every other matrix",

@@ -62,7 +62,7 @@ class Experiment:
     sections: Sequence[Section]
     claims: Sequence[Claim]
     optional: Sequence[str] = ()
-    imported: tuple[Run, ...] = ()  # what `imports` are in a directory
+    imported: tuple[Run, ...] = ()  # what `imports` are in a directory, and what else was imported there
 
     @property
     def runs(self) -> dict[str, Run]:
@@ -74,7 +74,7 @@ class Experiment:
         optional ones; with a part come those that its runs start from. Raises InputError."""
         claims = {claim.id: claim.of for claim in self.claims}
         parts, measures, computed = ({x.name for x in of} for of in (self.sweeps, self.measures, self.computed))
-        parts |= {"imported"} if self.imports else set()
+        parts |= {"imported"} if self.imports or self.imported else set()
         known = parts | measures | computed
         if wrong := [name for name in only if name not in known | claims.keys()]:
             raise unknown("part, measure, computed or claim", wrong[0], known | claims.keys())
@@ -92,7 +92,7 @@ class Experiment:
         """What a report is about: what is chosen, and the parts of which a directory that holds the runs `here` has
         any."""
         parts = {sweep.name for sweep in self.sweeps if sweep in only.sweeps or here & {run.id for run in sweep.runs}}
-        if only.imports or here & {asked.id for asked in self.imports}:
+        if only.imports or self.imported or here & {asked.id for asked in self.imports}:
             parts.add("imported")
         return self._cut(parts, {m.name for m in self.measures}, {c.name for c in self.computed})
 
@@ -105,6 +105,7 @@ class Experiment:
             self,
             sweeps=sweeps,
             imports=[asked for asked in self.imports if "imported" in parts or starts & {asked.name, asked.id}],
+            imported=tuple(run for run in self.imported if "imported" in parts),
             measures=[m for m in self.measures if m.name in measures],
             computed=[c for c in self.computed if c.name in computed],
         )

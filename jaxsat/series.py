@@ -140,9 +140,13 @@ def open_series(where: str, run: str | None = None, steps: Sequence[int] = ()) -
     found = [
         _ours(out, id) for id in ([run] if run else runs or sorted(path.name for path in (out / "runs").iterdir()))
     ]
+    dropped = [s.name for s in found if not s.steps and s.name != s.id]
     if not run:  # what can be asked: not what is still to come, was dropped, or is no language model
         found = [s for s in found if s.steps and (s.id not in runs or not runs[s.id].task or s.tokenizer_file.exists())]
     if not found or not found[0].steps:
+        if dropped:
+            only = f"has no weights of {dropped[0]}, only what was measured of it"
+            raise InputError(f"{out} {only}: import it without --measure")
         raise InputError(f"{run or where} has no checkpoints of a language model: train it, or import it, first")
     for series in found:
         if missing := sorted(set(steps) - set(series.steps)):
@@ -187,10 +191,10 @@ def _ours(out: epath.Path, id: str) -> Series:
             return _finite(cut_head(run.model, store.params_of(run.id, step)), f"run {id}", step)
 
     folder, name = out / "checkpoints" / pack.id, run.imported.name or run.id
-    if run.imported.name and not (folder.exists() and any(folder.iterdir())):
-        raise InputError(f"{out} has no weights of {name}, only what was measured of it: import it without --measure")
-    with Store(folder, alone=True) as store:
-        steps = tuple(store.steps)
+    steps: tuple[int, ...] = ()
+    if not run.imported.name or folder.exists() and any(folder.iterdir()):
+        with Store(folder, alone=True) as store:
+            steps = tuple(store.steps)
     return Series(name, run.id, run.model, steps, run.tokens_per_step, params, out / "runs" / run.id / "tokenizer.json")
 
 

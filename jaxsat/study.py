@@ -63,18 +63,22 @@ class Study:
 
     def _open(self, name: str, scale: str, out: epath.PathLike | None, only: Sequence[str]) -> None:
         self.experiment = experiments.load(name, scale)
-        self.chosen = self.experiment.chosen(only)
         self.name, self._name = f"{self.experiment.name}-{scale}", name
         self.command = f"jaxsat reproduce {name}" + (f" --scale {scale}" if scale != "laptop" else "")
         self._out = f" --out {out}" if out else ""
         self._again = self.command + "".join(f" --only {name}" for name in only) + self._out
         self.out = epath.Path(out or f"runs/{self.experiment.name}" + ("" if scale == "laptop" else f"-{scale}"))
         self.directory = Directory.open(self.out)
-        self.experiment = self.experiment.reported(self.chosen, self.directory.runs.keys())
-        imported = {asked.id: imports.resolve(self.directory, asked) for asked in self.experiment.imports}
-        self.experiment = dataclasses.replace(self.experiment, imported=tuple(imported.values()))
-        ours = tuple(imported[asked.id] for asked in self.chosen.imports)
-        self.chosen = dataclasses.replace(self.chosen, imported=ours)
+        listed = {asked.id for asked in self.experiment.imports}
+        brought = [run for id, run in self.directory.runs.items() if run.imported.name and id not in listed]
+        whole = dataclasses.replace(self.experiment, imported=tuple(brought))  # by `jaxsat import`
+        self.chosen = whole.chosen(only)
+        self.experiment = whole.reported(self.chosen, self.directory.runs.keys())
+        found = {asked.id: imports.resolve(self.directory, asked) for asked in self.experiment.imports}
+        self.experiment, self.chosen = (
+            dataclasses.replace(e, imported=(*(found[asked.id] for asked in e.imports), *e.imported))
+            for e in (self.experiment, self.chosen)
+        )
         self.directory.know_settings(parallel.number_settings())
         self.directory.experiments[self.name] = {"command": self.command, "parts": self.experiment.parts}
 
@@ -119,7 +123,8 @@ class Study:
         runs = runs_table(self.directory, self.experiment.parts, states)
         series = {*runs.index, *(c.name for c in self.experiment.computed)}
         makers = {"", *(m.key for m in (*self.experiment.measures, *self.experiment.computed))}
-        rows = rows[rows["series"].isin(series) & rows["measure"].isin(makers) & np.isfinite(rows["value"])]
+        asked = rows["measure"].isin(makers) | rows["measure"].str.startswith("items ")  # of `jaxsat evaluate`
+        rows = rows[rows["series"].isin(series) & asked & np.isfinite(rows["value"])]
         if (again := rows.duplicated([key for key in table.KEY if key != "measure"], keep=False)).any():
             metric, makers = rows.loc[again, "metric"].iloc[0], sorted(set(rows.loc[again, "measure"]))
             none = f"rows of no measure in {self.out}/measurements"

@@ -121,6 +121,23 @@ def test_an_experiment_of_imports(experiment, theirs, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
 
 
+def test_what_was_brought_to_a_directory_is_of_any_experiment_there(theirs, tmp_path, capsys):
+    """By `--only imported` an experiment measures it without training; what was streamed and dropped is passed over."""
+    out = tmp_path / "out"
+    said(capsys, "import", theirs, "--to", out, "--corpus", "words.txt")
+    said(capsys, "import", theirs, "--to", out, "--name", "dropped", "--measure", "head")
+    assert said(capsys, "evaluate", out, "--items", "items.jsonl", "--every", "--json").count('"series": "theirs"') > 3
+    assert "dropped, only what was measured" in said(
+        capsys, "evaluate", out, "--run", "dropped", "--items", "items.jsonl", code=2
+    )
+    said(capsys, "reproduce", "mine.py", "--out", out, "--only", "imported")
+    study = Study("mine.py", "laptop", out, only=["imported"])
+    assert not study.jobs.untrained() and {*study.experiment.parts} == {"imported"}
+    assert study.results().rows("heldout_loss")["series"].unique().tolist() == ["theirs"]
+    assert set(study.results().rows("items.accuracy")["step"]) == {0, 1000, 2000}, "of evaluate"
+    assert set(study.results().rows("singular_entropy")["series"]) == {"theirs", "dropped"}
+
+
 def test_an_import_grows_and_is_branched_from(theirs, tokenizer, tmp_path, capsys):
     folder = Path(shutil.copytree(theirs, tmp_path / "theirs"))
     shutil.rmtree(folder / "step2000")

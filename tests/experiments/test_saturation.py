@@ -282,6 +282,7 @@ def test_what_the_laptop_cannot_test_it_says(laptop):
     assert untestable == {
         "saturation",
         "larger_do_not",
+        "downstream",
         "gap_final",
         "gap_best",
         "spectral_saturation",
