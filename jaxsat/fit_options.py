@@ -61,6 +61,12 @@ class Options:
     """Print the law at this point, with its interval. Repeatable."""
     held_out: Annotated[str | None, tyro.conf.arg(metavar="COL|RULE", help_behavior_hint="(default: none)")] = None
     """Also fit without the rows of the largest COL, or those of a RULE as in --where, and predict them."""
+    gaps: Annotated[str | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: none)")] = None
+    """A row a checkpoint, not a model: fit chinchilla to the last one of each --run of N parameters or more, and say by
+    how many per cent the final and the best one of each smaller run lie above it. E, B and beta are those of Hoffmann
+    et al., unless --hold says which are held (--hold none: none)."""
+    run: MaybeColumn = None
+    """What tells the runs apart, for --gaps."""
     compare: Annotated[Repeatable, tyro.conf.arg(metavar="FORM")] = ()
     """Also compare with this form, by AICc and cross-validation. Repeatable."""
     figure: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None

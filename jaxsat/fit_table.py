@@ -16,7 +16,7 @@ from jaxsat.config import InputError, unknown
 from jaxsat.fit_options import Options
 
 if TYPE_CHECKING:
-    from jaxsat.laws import Choice, Fit, Form, HeldOut
+    from jaxsat.laws import Choice, Fit, Form, Gaps, HeldOut
 
 
 _SHOWN = 20  # rows held out
@@ -31,9 +31,10 @@ class Found:
     predictions: list[dict[str, Any]]  # a point a dict: its inputs, value, low, high
     held_out: "HeldOut | None"
     choice: "Choice | None"
+    gaps: "Gaps | None" = None
 
     def document(self) -> dict[str, Any]:
-        """`Fit.document`, `left_out`, `held_out` and `choice` where they were asked for, `copies` where there are."""
+        """`Fit.document`; `left_out`, `held_out`, `choice` and `gaps` where asked for, `copies` where there are."""
         document = self.law.document() | {"predictions": self.predictions}
         if self.left_out:
             document["left_out"] = self.left_out
@@ -42,6 +43,9 @@ class Found:
         if self.held_out:
             rows, error, coverage = len(self.held_out.rows), self.held_out.error_percent, self.held_out.coverage
             document["held_out"] = {"rows": rows, "error_percent": error, "coverage": coverage}
+        if self.gaps:
+            ends = {when: getattr(self.gaps, when)._asdict() for when in ("final", "best")}
+            document["gaps"] = ends | {"runs": self.gaps.series.to_dict("records")}
         if self.choice:
             finite = self.choice.table.astype(object).where(self.choice.table != np.inf, None)  # AICc of too few rows
             document["choice"] = {"winner": self.choice.winner, "forms": finite.to_dict("records")}
@@ -59,6 +63,10 @@ def fit_table(path: str, options: Options) -> Found:
     if options.figure:
         _check_figure(Path(options.figure))
     table, left_out = tables.where(tables.read(path), options.where)
+    if options.gaps is not None:
+        return _gaps(table, left_out, options)
+    if options.run is not None:
+        raise InputError("--run tells runs apart for --gaps N; --group is what a fit resamples")
     form, rivals, families = _form(options.form), [_form(name) for name in options.compare], []
     if (options.family is None) != (not options.own):
         raise InputError("--family and --own go together, such as --family suite --own E")
@@ -93,6 +101,33 @@ def fit_table(path: str, options: Options) -> Found:
     if options.figure:
         _draw(law, rows, Path(options.figure))
     return Found(law, rows, left_out, tables.copies(table), predictions, held, choice)
+
+
+def _gaps(table: pd.DataFrame, left_out: dict[str, int], options: Options) -> Found:
+    from jaxsat import laws
+    from jaxsat.laws.gaps import HOFFMANN
+
+    if options.run is None:
+        raise InputError("--gaps needs --run COL, which tells the runs apart")
+    for flag, given in {"--form": options.form != "chinchilla", "--family": options.family, "--weight": options.weight,
+                        "--held-out": options.held_out, "--compare": options.compare}.items():  # fmt: skip
+        if given:
+            raise InputError(f"--gaps is of chinchilla, fitted to the larger models: leave out {flag}")
+    least, form = _number(options.gaps, "--gaps"), laws.FORMS["chinchilla"]
+    inputs, loss_R = _columns(form, table, options, [])
+    told = [text for text in options.hold if text != "none"]
+    hold = {name: _number(value, "--hold") for name, value in _pairs(told, form.names, "--hold").items()}
+    curves = pd.DataFrame({"series": tables.labels(table, options.run, "--run").to_numpy()} | inputs | {"loss": loss_R})
+    shared = {"bootstrap": options.bootstrap, "level": options.level, "misfit": options.misfit, "seed": options.seed}
+    found = laws.gaps(curves, least, hold=hold if options.hold else HOFFMANN, **shared)
+    points = [_point(form, text, []) for text in options.predict]
+    last = curves.sort_values("D").groupby("series").tail(1).query(f"N >= {least}")
+    predicted, low, high = found.law.predict(N=last["N"].to_numpy(), D=last["D"].to_numpy())
+    rows = last.drop(columns="series").assign(predicted=predicted, low=low, high=high)
+    if options.figure:
+        _draw(found.law, rows, Path(options.figure))
+    predictions = found.law.document(points)["predictions"]
+    return Found(found.law, rows, left_out, tables.copies(table), predictions, None, None, found)
 
 
 def _start() -> None:
@@ -245,6 +280,12 @@ def summary(found: Found) -> list[str | pd.DataFrame]:
             f"of {of} in the interval of a new {law.form.output}" + (f"; the first {_SHOWN}:" if of > _SHOWN else ":"),
             held.rows[:_SHOWN],
         ]
+    if found.gaps:
+        for when in ("final", "best"):
+            value, low, high = getattr(found.gaps, when)
+            said.append(f"{when} checkpoints of the {len(found.gaps.series)} smaller runs: {value:+.2f} % from the law "
+                        f"of the larger, {low:+.2f} to {high:+.2f}")  # fmt: skip
+        said.append(found.gaps.series[["series", "N", "final_gap", "final_low", "final_high", "best_D", "best_gap"]])
     if found.choice:
         winner = found.choice.winner
         said += ["choice, by AICc (above the least) and the error of 10-fold cross-validation:", found.choice.table]

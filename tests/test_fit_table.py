@@ -303,3 +303,55 @@ def test_the_published_table_from_the_command_line(run, shared_data):
     assert (
         document["rows"] == 240 and list(document["left_out"].values()) == [5] and document["objective"] <= 0.001018275
     )
+
+
+@pytest.fixture(scope="module")
+def curves(home) -> str:
+    """Checkpoints of the paper's sizes: the small end 8 % above the law of the larger, and had come within 4 %."""
+    rng, rows = np.random.default_rng(0), []
+    for name, n in {
+        "14m": 14e6,
+        "70m": 70e6,
+        "160m": 162e6,
+        "410m": 405e6,
+        "1b": 1e9,
+        "1.4b": 1.4e9,
+        "6.9b": 6.9e9,
+    }.items():
+        misfit = 1 + 0.002 * rng.standard_normal()
+        for share in (0.1, 0.3, 0.5, 0.7, 0.9, 1.0):
+            d = 3e11 * share
+            above = 0.0 if n >= 4e8 else 0.04 if share < 0.7 else 0.08
+            loss = (1.69 + 119.09 / n**0.246 + 410.7 / d**0.28) * misfit * (1 + above)
+            rows.append({"model": name, "N": n, "D": d, "loss": loss})
+    pd.DataFrame(rows).to_csv(home / "curves.csv", index=False)
+    return "curves.csv"
+
+
+def test_gaps_of_a_table(run, curves):
+    argv = [curves, "--gaps", "4e8", "--run", "model", "--misfit", "0.003", "--bootstrap", "200"]
+    found = json.loads(run(*argv, "--json"))
+    assert found["constants"]["E"]["value"] == 1.69 and found["rows"] == 4
+    final, best = found["gaps"]["final"], found["gaps"]["best"]
+    assert final["low"] < 8 < final["high"] and best["low"] < 4 < best["high"] and final["low"] > 4
+    assert [row["series"] for row in found["gaps"]["runs"]] == ["14m", "70m", "160m"]
+    said = run(*argv)
+    assert (
+        "final checkpoints of the 3 smaller runs: +8." in said and "best checkpoints of the 3 smaller runs: +4." in said
+    )
+
+
+@pytest.mark.parametrize(
+    "argv, problem",
+    [
+        (["--gaps", "4e8"], "--gaps needs --run COL"),
+        (["--gaps", "4e8", "--run", "modle"], "no column 'modle'; did you mean 'model'"),
+        (["--gaps", "1e6", "--run", "model"], "no series has N < 1e+06"),
+        (["--gaps", "many", "--run", "model"], "--gaps: 'many' is not a number"),
+        (["--gaps", "4e8", "--run", "model", "--form", "kaplan"], "leave out --form"),
+        (["--run", "model"], "--run tells runs apart for --gaps N"),
+    ],
+)
+def test_gaps_that_cannot_be_are_said(capfd, curves, argv, problem):
+    assert main(["fit", curves, *argv]) == 2
+    assert problem in capfd.readouterr().err
