@@ -35,6 +35,7 @@ from jaxsat.commands import (
     Import,
     Index,
     Measure,
+    Ngrams,
     Plan,
     Report,
     Reproduce,
@@ -182,6 +183,8 @@ def run(command: Command) -> int:
             return _export(command)
         case Evaluate():
             return _evaluate(command, console)
+        case Ngrams():
+            return _ngrams(command, console)
         case Generate():
             return _generate(command)
     from jaxsat.study import Study
@@ -345,6 +348,22 @@ def _detect(command: Detect, console: Console) -> int:
     else:
         console.print(_frame(detect.frame(found)))
         console.print(detect.summary(found), highlight=False)
+    return 0
+
+
+def _ngrams(command: Ngrams, console: Console) -> int:
+    from jaxsat import ngrams
+
+    c = command
+    document, notes = ngrams.ngrams(c.corpus, c.tokenizer, c.vocab_size, c.n, c.contexts, c.values)
+    for note in notes:
+        print(f"jaxsat: {note}", file=sys.stderr)
+    if command.json:
+        print(json.dumps(document, allow_nan=False))
+        return 0
+    console.print(_frame(ngrams.frame(document)))
+    said = "{tokens:,} tokens of {vocabulary:,} kinds; {contexts_in_text:,} contexts of {0} tokens".format
+    console.print(said(command.n - 1, **document), highlight=False)
     return 0
 
 

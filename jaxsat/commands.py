@@ -92,6 +92,26 @@ class Detect:
 
 
 @dataclass(frozen=True)
+class Ngrams:
+    """How many dimensions a text needs: the spectrum of what follows its most frequent contexts (docs/ngrams.md)."""
+
+    corpus: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="CORPUS|FILE...")]
+    """Names from `jaxsat corpus list`, TFDS names, or .txt, .jsonl or .tsv files."""
+    n: int = 5
+    """Tokens: n - 1 of context, and the next one."""
+    contexts: Annotated[str, tyro.conf.arg(metavar="C,C,...")] = "1000,10000,100000"
+    """How many of the most frequent contexts. The rank grows with them."""
+    tokenizer: Annotated[str, tyro.conf.arg(metavar="bpe|words|FILE")] = "bpe"
+    """bpe or words, trained on the text, or a tokenizer.json."""
+    vocab_size: int = 8192
+    """Of a tokenizer that is trained."""
+    values: int = 0
+    """So many of the leading singular values too, in --json."""
+    json: bool = False
+    """JSON instead of a table."""
+
+
+@dataclass(frozen=True)
 class Report(Where):
     """Rebuild the report from the measurements. Needs neither text nor network."""
 
@@ -238,6 +258,7 @@ Command = (
     | Annotated[Measure, tyro.conf.subcommand("measure")]
     | Annotated[Fit, tyro.conf.subcommand("fit")]
     | Annotated[Detect, tyro.conf.subcommand("detect")]
+    | Annotated[Ngrams, tyro.conf.subcommand("ngrams")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Index, tyro.conf.subcommand("index")]

@@ -7,6 +7,7 @@ from jaxsat.measure.items import items
 from jaxsat.measure.language import anisotropy, centred_anisotropy, frozen_heads, head, loss, standard
 from jaxsat.measure.matrices import MATRICES, all_spectra, norms, row_anisotropy, spectrum
 from jaxsat.measure.measure import Checkpoint, Computed, Heldout, Measure
+from jaxsat.measure.ngrams import ngrams
 from jaxsat.measure.packs import measured
 from jaxsat.measure.spectra import (
     condition_number,
@@ -42,6 +43,7 @@ __all__ = [
     "loss",
     "mean_pairwise_cosine",
     "measured",
+    "ngrams",
     "norms",
     "row_anisotropy",
     "singular_entropy",
