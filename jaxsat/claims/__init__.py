@@ -14,7 +14,16 @@ from jaxsat.claims.claim import (
     to_json,
     verdict,
 )
-from jaxsat.claims.estimates import association, contrast, knee, late_level, late_rise, mean_over, slope
+from jaxsat.claims.estimates import (
+    association,
+    contrast,
+    knee,
+    knee_over_documents,
+    late_level,
+    late_rise,
+    mean_over,
+    slope,
+)
 from jaxsat.verdicts import ORIGINS, VERDICTS, Estimate
 
 __all__ = [
@@ -33,6 +42,7 @@ __all__ = [
     "headline",
     "judge",
     "knee",
+    "knee_over_documents",
     "late_level",
     "late_rise",
     "mean_over",
