@@ -9,7 +9,7 @@ from jaxsat.claims.estimates import (
     association,
     contrast,
     explained,
-    knee,
+    knee_over_documents,
     late_level,
     late_rise,
     mean_over,
@@ -149,12 +149,30 @@ def rank_costs(r: Results) -> Estimate:
     return slope(np.log2(last["rank"]), last["value"], "nats a doubling", how, last["model.width"])
 
 
+def knees(r: Results) -> pd.DataFrame:
+    """A row a backbone: its knee with its interval, or why it has none."""
+    losses, tokens = (r.rows(f"frozen_head_document_{what}", part=parts(r)) for what in ("loss", "tokens"))
+    found = []
+    for series, of in losses.groupby("series"):
+        of_documents = tokens[tokens["series"] == series].set_index("layer")["value"]
+        nats = of.pivot(index="layer", columns="index", values="value")
+        row = {"series": series, "model.width": of["model.width"].iloc[0]}
+        try:
+            e = knee_over_documents(nats.columns, nats.to_numpy(), of_documents[nats.index])
+            found.append(row | {"knee": e.value, "low": e.low, "high": e.high, "why": ""})
+        except NotMeasured as why:
+            found.append(row | {"knee": np.nan, "low": np.nan, "high": np.nan, "why": str(why).partition(": ")[2]})
+    return pd.DataFrame(found)
+
+
 def common_knee(r: Results) -> Estimate:
     heads, gains = (r.rows(f"frozen_head_{what}", part="main") for what in ("loss", "gain"))
     if (late := (gains["value"] / heads["value"].to_numpy()).max()) > 0.01:
         raise NotMeasured(f"heads trained to their end: the second half of training still gave {late:.1%}")
-    knees = pd.Series({d: knee(of["index"], of["value"]) for d, of in heads.groupby("model.width")}).dropna()
-    return slope(np.log(knees.index), np.log(knees.to_numpy()), "", "log of the knee on log of the width")
+    found = knees(r).dropna()
+    if found.empty:
+        raise NotMeasured("a backbone with a knee")
+    return slope(np.log(found["model.width"]), np.log(found["knee"]), "", "log of the knee on log of the width")
 
 
 def _languages(r: Results, *needed: str) -> list[pd.DataFrame]:

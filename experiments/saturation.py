@@ -201,8 +201,8 @@ CLAIMS = [
           "each halving of its rank.", GODEY, "below rank 1000", "secondary", by.rank_costs, below(-0.01),
           by.rank_needs, **_main),
     Claim("common_knee", "On frozen backbones the loss is worse below a rank that does not depend on their width: the "
-          "rank within 1 % of the full head grows with a power of the width between -0.5 and 0.5, where the second "
-          "half of the heads' training gave at most 1 %.",
+          "rank within 1 % of the full head, at half the width or below, grows with a power of the width between -0.5 "
+          "and 0.5, where the second half of the heads' training gave at most 1 %.",
           GODEY, "about 1000", "secondary", by.common_knee, between(-0.5, 0.5), by.knee_needs,
           of=("main", "frozen_heads")),
     Claim("degeneration_alone", "A head's spectrum can degenerate without a rise of the loss: without weight decay "
@@ -254,6 +254,10 @@ SECTIONS = [
         Chart(["singular_entropy", "heldout_loss"], colour="train.weight_decay", dash="train.learning_rate",
               part="probe", name="weight_decay_probe", caption="By weight decay and learning rate."),
         text="The smallest width with a full head, trained five times longer, with and without weight decay.",
+    ),
+    Section(
+        "Heads on frozen backbones",
+        Table("knees", "The rank within 1 % of the full head, where the loss is flat from half the width.", by.knees),
     ),
     standard.representations("main"),
     Section(

@@ -2,9 +2,10 @@
 
 from jaxsat.measure import table
 from jaxsat.measure.cosine import anisotropy as mean_pairwise_cosine
-from jaxsat.measure.heads import control, frozen_head_losses, lipschitz_bound, train_frozen_heads, truncated_heads
+from jaxsat.measure.frozen import frozen_head_losses, frozen_heads, train_frozen_heads
+from jaxsat.measure.heads import control, lipschitz_bound, truncated_heads
 from jaxsat.measure.items import items
-from jaxsat.measure.language import anisotropy, centred_anisotropy, frozen_heads, head, loss, standard
+from jaxsat.measure.language import anisotropy, centred_anisotropy, head, loss, standard
 from jaxsat.measure.matrices import MATRICES, all_spectra, norms, row_anisotropy, spectrum
 from jaxsat.measure.measure import Checkpoint, Computed, Heldout, Measure
 from jaxsat.measure.ngrams import ngrams

@@ -10,23 +10,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import pandas as pd
 
 from jaxsat import model
-from jaxsat.config import InputError, ModelConfig, Run, override, validate
-from jaxsat.corpus import batch_at
+from jaxsat.config import Run, override, validate
 from jaxsat.corpus.documents import fingerprint, label
 from jaxsat.corpus.rows import RULES
 from jaxsat.evaluate import token_losses
 from jaxsat.measure import spectra
 from jaxsat.measure.cosine import mean_cosine, sum_of_directions
-from jaxsat.measure.heads import frozen_head_losses, train_frozen_heads
-from jaxsat.measure.measure import Checkpoint, Measure, blocks, every
+from jaxsat.measure.measure import Checkpoint, Measure, every
 
 ANISOTROPY_TOKENS = 8192  # the first of the held-out slice
-FROZEN_TOKENS = 500_000  # on whose states heads are trained
-FROZEN_RANKS = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)
 
 
 def loss(runs: Callable[[Run], bool] = every, corpus: Sequence[str] = (), tokens: int = 50_000) -> Measure:
@@ -64,17 +58,6 @@ def centred_anisotropy(runs: Callable[[Run], bool] = every) -> Measure:
     """As `anisotropy`, of the differences from the mean over the same positions: `centred_anisotropy` and so on. What
     an offset common to all positions makes of the cosine is gone. Takes two forward passes."""
     return Measure("centred_anisotropy", _centred_anisotropy, runs=runs, traced=True)
-
-
-def frozen_heads(runs: Callable[[Run], bool] = every, ranks: Sequence[int] = FROZEN_RANKS) -> Measure:
-    """`frozen_head_loss`, index = rank: heads of each rank retrained on the last checkpoint's frozen backbone.
-
-    One pass over the hidden states of FROZEN_TOKENS; the loss is that of the slice. Compare each rank with the
-    retrained full head, not with the model's own: those have seen other data (Godey et al. 2024, section 5).
-    `frozen_head_gain`: by how much the second half of that pass still lowered each head's loss; where it is not small,
-    training was too short.
-    """
-    return Measure("frozen_heads", partial(_frozen_heads, ranks=tuple(ranks)), at="last", runs=runs)
 
 
 def standard() -> list[Measure]:
@@ -196,38 +179,3 @@ def _over_sample(c: Checkpoint, of: Callable[[jax.Array, jax.Array], Any]) -> An
 
     first_N = jnp.arange(len(tokens_NxBxT1)) * tokens_NxBxT1.shape[1]
     return jax.lax.map(block, (first_N, tokens_NxBxT1))
-
-
-def _frozen_heads(c: Checkpoint, ranks: tuple[int, ...]) -> pd.DataFrame:
-    if c.corpus is None or not sum(map(len, c.corpus.train)):
-        raise InputError("frozen heads are trained on a text, and this model has none: leave them out")
-    rows = min(sum(map(len, c.corpus.train)), FROZEN_TOKENS // c.config.context)
-    ranks = [r for r in ranks if r <= c.config.width]
-    train_h, train_y = _states(c, batch_at(c.corpus, c.run.seed, 0, rows))
-    heldout_h, heldout_y = _states(c, c.corpus.heldout_MxT1)
-    half = len(train_y) // 2
-    heads = [
-        train_frozen_heads(train_h[:n], train_y[:n], c.config.vocab_size, ranks, seed=c.run.seed) for n in (half, None)
-    ]
-    early, late = (np.asarray(frozen_head_losses(each, heldout_h, heldout_y)) for each in heads)
-    metrics = {"frozen_head_loss": late, "frozen_head_gain": early - late}
-    return pd.concat([pd.DataFrame({"metric": name, "index": ranks, "value": v}) for name, v in metrics.items()])
-
-
-@partial(jax.jit, static_argnames=("config", "pairs"))
-def _final_hidden(config: ModelConfig, params: model.Params, rows_NxBxT1: jax.Array, pairs: bool) -> jax.Array:
-    def block(rows_BxT1: jax.Array) -> jax.Array:
-        inputs_BxT, segment_BxT = model.read_marks(rows_BxT1)
-        return model.hidden(config, params, inputs_BxT, segment_BxT=segment_BxT if pairs else None)[0]
-
-    return jax.lax.map(block, rows_NxBxT1)
-
-
-def _states(c: Checkpoint, rows_NxT1: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """(h_NxD, targets_N) of all positions of the rows that have a target."""
-    targets_N = rows_NxT1[:, 1:].reshape(-1)
-    marked = c.corpus.marked or c.corpus.heldout_marked
-    h_NxD = _final_hidden(c.config, c.params, blocks(rows_NxT1), marked).reshape(-1, c.config.width)
-    at_N = np.flatnonzero(targets_N >= 0)
-    whole = len(at_N) == len(targets_N)  # as of text: a slice, not a copy a row
-    return h_NxD[: len(targets_N)] if whole else h_NxD[at_N], jnp.asarray(targets_N[at_N])

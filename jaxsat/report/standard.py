@@ -60,10 +60,10 @@ def head(part: Part = ()) -> Section:
     return Section(
         "The output head",
         Chart(
-            [("heldout_loss", "frozen_head_loss")], x="rank", dash="metric", part=part, transform=_rank_of_frozen_heads,
-            name="loss_against_rank",
-            caption="Loss against the rank of the output head: trained jointly (solid), and heads retrained on the "
-            "frozen backbone of the full-rank model (dashed).",
+            [("heldout_loss", "frozen_head_loss", "frozen_head_truncated_loss")], x="rank", dash="metric", part=part,
+            transform=_rank_of_frozen_heads, name="loss_against_rank",
+            caption="Loss against the rank of the output head: trained jointly (solid), and on the frozen backbone of "
+            "the full-rank model heads retrained at that rank (dashed) and its own truncated to it (dotted).",
         ),
         Chart(
             "singular_value", x="index", colour="tokens", panel="size", part=part, at="every", name="head_spectra",
@@ -185,7 +185,7 @@ def _rank_of_frozen_heads(rows: pd.DataFrame) -> pd.DataFrame:
     """Whose index is their rank."""
     if "rank" not in rows:
         raise NotMeasured("heads of several ranks")
-    rows = rows.assign(rank=rows["rank"].where(rows["metric"] != "frozen_head_loss", rows["index"]))
+    rows = rows.assign(rank=rows["rank"].where(rows["metric"] == "heldout_loss", rows["index"]))
     if rows["rank"].nunique() < 2:
         raise NotMeasured("heads of several ranks")
     return rows.assign(index=0)

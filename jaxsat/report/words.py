@@ -26,6 +26,7 @@ LABELS = {
     "heldout_bits_per_byte": "held-out loss (bits/byte)",
     "document_loss": "loss of a held-out document (nats/token)",
     "frozen_head_loss": "loss of heads retrained on the frozen backbone (nats/token)",
+    "frozen_head_truncated_loss": "loss of the model's own head, truncated (nats/token)",
     "singular_value": "singular value of the head",
     "singular_entropy": "singular entropy (nats)",
     "effective_rank": "effective rank of the head",

@@ -5,7 +5,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from jaxsat.claims import Estimate, association, contrast, knee, late_level, late_rise, mean_over, slope
+from jaxsat.claims import (
+    Estimate,
+    association,
+    contrast,
+    knee,
+    knee_over_documents,
+    late_level,
+    late_rise,
+    mean_over,
+    slope,
+)
 from jaxsat.config import InputError
 from jaxsat.results import NotMeasured
 from tests.claims.simulations import LAPTOP, POD, jitter, nats
@@ -227,3 +237,73 @@ def test_knee_is_not_moved_by_a_wiggle():
 def test_the_grid_may_not_hold_the_knee():
     assert np.isnan(knee([2, 4, 8, 16], [4.0, 3.5, 3.2, 3.0]))  # the last alone is within 1 %
     assert np.isnan(knee([2, 4, 8, 16], [3.0, 3.0, 3.0, 3.0]))  # the first is
+
+
+WIDTH = 1024
+GRID = np.array([2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, WIDTH], float)
+
+
+def documents(draws: np.random.Generator, excess_K: np.ndarray, noise: float = 0.003) -> tuple[np.ndarray, np.ndarray]:
+    """(nats_MxK, tokens_M) of 120 documents, some harder than others, where the loss is so far above 3 nats."""
+    hard_M, tokens_M = draws.lognormal(0, 0.25, 120), draws.integers(100, 900, 120)
+    own_MxK = 1 + noise * draws.standard_normal((120, len(excess_K)))
+    return 3 * hard_M[:, None] * (1 + excess_K)[None] * own_MxK, tokens_M
+
+
+def power_law(exponent: float, at: float, excess: float = 0.01) -> np.ndarray:
+    """Above the loss at the full width: by `excess` at rank `at`. Exponent 0: as much a doubling everywhere."""
+    above = lambda rank: np.log(WIDTH / rank) if exponent == 0 else rank**-exponent - WIDTH**-exponent
+    return excess * above(GRID) / above(at)
+
+
+def found(draws: np.random.Generator, excess_K: np.ndarray, noise: float = 0.003) -> Estimate | None:
+    try:
+        return knee_over_documents(GRID, *documents(draws, excess_K, noise))
+    except NotMeasured:
+        return None
+
+
+@pytest.mark.parametrize(
+    "excess_K",
+    [
+        pytest.param(power_law(0, WIDTH / 4), id="log of the rank"),
+        pytest.param(power_law(0.3, WIDTH / 8), id="exponent .3"),
+        pytest.param(power_law(1, WIDTH / 8), id="exponent 1"),
+        pytest.param(power_law(0.6, WIDTH / 2, excess=0.001), id="as little as can be"),
+    ],
+)
+def test_a_power_law_up_to_the_width_has_no_knee(excess_K):
+    draws = rng(1)
+    assert sum(found(draws, excess_K) is not None for _ in range(60)) <= 6
+
+
+def test_a_flat_curve_has_its_knee_in_the_interval():
+    """Flat from rank 128 on: within 1 % from rank 41 on."""
+    draws, flat_K = rng(2), 0.6 * (1 / np.minimum(GRID, 128) - 1 / 128)
+    true = 1 / (0.01 / 0.6 + 1 / 128)
+    estimates = [e for _ in range(60) if (e := found(draws, flat_K, noise=0.001))]
+    assert len(estimates) >= 57 and sum(e.low <= true <= e.high for e in estimates) >= 0.9 * len(estimates)
+    assert all(e.value == pytest.approx(true, rel=0.2) and e.high <= 2 * e.low for e in estimates)
+    assert np.mean([e is not None for e in (found(draws, flat_K) for _ in range(60))]) > 0.5
+
+
+def test_a_knee_over_documents_is_that_of_their_tokens():
+    flat_K = 0.6 * (1 / np.minimum(GRID, 128) - 1 / 128)
+    nats_MxK, tokens_M = documents(rng(), flat_K, noise=0.001)
+    estimate = knee_over_documents(GRID, nats_MxK, tokens_M)
+    assert estimate.value == pytest.approx(knee(GRID, np.average(nats_MxK, axis=0, weights=tokens_M)))
+    assert (estimate.low, estimate.high, estimate.n) == (32, 48, 120), "ranks of the grid"
+    turned = knee_over_documents(GRID[::-1], nats_MxK[:, ::-1], tokens_M)
+    assert turned.value == pytest.approx(estimate.value) and ends(turned) == ends(estimate)
+
+
+def test_what_has_no_knee_is_told():
+    nats_MxK, tokens_M = documents(rng(), power_law(0, WIDTH / 2))
+    with pytest.raises(NotMeasured, match=r"no knee within the width 1024, .* fall by 1\.\d\d% from half the width"):
+        knee_over_documents(GRID, nats_MxK, tokens_M)
+    with pytest.raises(NotMeasured, match="the least rank, 2, is within"):
+        knee_over_documents(GRID, *documents(rng(), 0 * GRID, noise=0.0001))
+    with pytest.raises(NotMeasured, match="two documents at least, there is 1"):
+        knee_over_documents(GRID, nats_MxK[:1])
+    with pytest.raises(InputError, match="needs a finite loss of each document at each of three ranks"):
+        knee_over_documents(GRID[1:], nats_MxK)

@@ -9,11 +9,10 @@ import pandas as pd
 import pytest
 
 from jaxsat import model
-from jaxsat.checkpoints import Store, load_run
+from jaxsat.checkpoints import Store
 from jaxsat.config import Layout, checkpoint_steps, override
-from jaxsat.corpus import batch_at
 from jaxsat.evaluate import token_losses
-from jaxsat.measure import Checkpoint, Measure, frozen_head_losses, frozen_heads, language, train_frozen_heads
+from jaxsat.measure import Checkpoint, Measure, language
 from jaxsat.measure.measure import NO_TEXT, heldout
 from jaxsat.measure.packs import measured
 from jaxsat.sweep import Pack
@@ -244,23 +243,3 @@ def test_what_is_not_finite_is_told(trained, tiny_pack, tiny_corpus, tmp_path):
     assert "document_loss" not in set(rows.loc[rows["series"] == ids[1], "metric"]), (
         "of a vector what is no number is cut"
     )
-
-
-def test_frozen_heads_see_every_position(trained, stored, tiny_pack, tiny_run, tiny_corpus, monkeypatch):
-    """11 held-out rows are less than a block."""
-    run, heldout_MxT1 = tiny_run, tiny_corpus.heldout_MxT1
-    monkeypatch.setattr(language, "FROZEN_TOKENS", 40 * run.model.context)
-    measure = frozen_heads(ranks=(2, 64))
-    rows = all_measures(tiny_pack, stored, tiny_corpus, measures=[measure])[60]
-    rows = rows[rows["series"] == run.id].set_index("metric")
-    assert set(rows.index) == {"frozen_head_loss", "frozen_head_gain"} and set(rows["index"]) == {2}
-    _, params = load_run(trained, run.id, 60)
-    rows_NxT1 = batch_at(tiny_corpus, run.seed, 0, 40)
-    hidden = jax.jit(lambda rows: model.hidden(run.model, params, rows[:, :-1])[0].reshape(-1, run.model.width))
-    heads = [train_frozen_heads(hidden(rows_NxT1)[:n], jnp.asarray(rows_NxT1[:, 1:].reshape(-1))[:n], 64, [2], seed=0)
-             for n in (None, 320)]  # fmt: skip
-    full, half = (
-        frozen_head_losses(h, hidden(heldout_MxT1), jnp.asarray(heldout_MxT1[:, 1:].reshape(-1))) for h in heads
-    )
-    np.testing.assert_allclose(rows.loc["frozen_head_loss", "value"], full[0], rtol=1e-5)
-    np.testing.assert_allclose(rows.loc["frozen_head_gain", "value"], half[0] - full[0], rtol=1e-3)
