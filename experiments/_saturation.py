@@ -26,6 +26,7 @@ PAPER_SMALL = 4e8  # parameters: Pythia-410m, with 405 M, is the first of the la
 PAPER_KNEE = 1000
 MOST_EPOCHS = 4  # beyond it a rise of the held-out loss may be over-fitting
 MISFIT = 0.003  # of a run about its law: two seeds of the laptop scale differ by 0.24 % (median), a deviation of 0.25 %
+CONTEXTS = (1000, 4000, 16_000)
 FULL = "rank == `model.width`"
 LANGUAGES = {f"spectrum i^-{power}": power for power in (0.5, 1.0, 1.5)}
 
@@ -205,6 +206,11 @@ def weight_decay(r: Results) -> Estimate:
 
 
 # The experiments beside the main sweep.
+
+
+def ngram_rank(r: Results) -> Estimate:
+    ranks = r.rows("ngram_rank_5", where=f"step == {max(CONTEXTS)}")["value"]
+    return mean_over(np.log10(ranks), "", "log10 of the rank, over texts and vocabularies")
 
 
 def _settings(r: Results) -> tuple[pd.Series, pd.Series, pd.DataFrame]:
