@@ -2,6 +2,8 @@
 
 from jaxsat.measure import table
 from jaxsat.measure.cosine import anisotropy as mean_pairwise_cosine
+from jaxsat.measure.drawn import excess_loss, symbols_seen
+from jaxsat.measure.gradient import gradient_share, random_share
 from jaxsat.measure.heads import control, frozen_head_losses, lipschitz_bound, train_frozen_heads, truncated_heads
 from jaxsat.measure.items import items
 from jaxsat.measure.language import anisotropy, centred_anisotropy, frozen_heads, head, loss, standard
@@ -29,10 +31,12 @@ __all__ = [
     "condition_number",
     "control",
     "effective_rank",
+    "excess_loss",
     "factored_head_spectrum",
     "frozen_head_losses",
     "frozen_heads",
     "head",
+    "gradient_share",
     "items",
     "head_spectrum",
     "largest_share",
@@ -42,10 +46,12 @@ __all__ = [
     "mean_pairwise_cosine",
     "measured",
     "norms",
+    "random_share",
     "row_anisotropy",
     "singular_entropy",
     "spectrum",
     "standard",
+    "symbols_seen",
     "table",
     "train_frozen_heads",
     "truncated_heads",
