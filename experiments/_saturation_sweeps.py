@@ -50,6 +50,8 @@ def sweeps(scale: str) -> list[Sweep]:
         Sweep("probe", base, smallest),
         Sweep("cause", base, _causes(base, widths[1])),
         Sweep("remedies", base, _remedies(base, shapes[widths[2]], widths[2])),
+        Sweep("known_rank", base, _drawn("known_rank", shapes[widths[2]], KNOWN_RANKS, {"model.vocab_size": [512]})),
+        Sweep("spam", base, _drawn("spam", shapes[widths[1]], {"model.vocab_size": [256, 1024, 4096]})),
         Sweep("optimizer", base, product(chain(*(product(shapes[d]) for d in widths[:3])), SHORT(base), OPTIMIZERS)),
         *([_saturating()] if scale == "workstation" else []),
     ]
@@ -83,6 +85,14 @@ def _remedies(base: Run, shape: dict, width: int) -> list[Point]:
     total = lambda config: model.count_parameters(config).total
     heads = [linear, linear | {"model.head": "nonlinear"}, matching(total), matching(model.flops_per_token)]
     return product(shape, SHORT(base), heads)
+
+
+KNOWN_RANKS = {"model.head_rank": [2, 4, 6, 8, 12, 16, 32]}
+
+
+def _drawn(task: str, *parts: dict) -> list[Point]:
+    """On a language that is drawn, always new: 3 M tokens."""
+    return product({"task": [task], "data.corpus": [()], "train.steps": [3000], "seed": [0, 1, 2]}, *parts)
 
 
 def _saturating() -> Sweep:

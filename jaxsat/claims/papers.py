@@ -14,3 +14,6 @@ YANG = Paper("yang2018", "Yang, Dai, Salakhutdinov & Cohen", 2018,
 MUON_SPECTRA = Paper("2605.21803", "arXiv:2605.21803", 2026,
                      "(on the rank of feed-forward matrices under AdamW and Muon; read in a summary)",
                      "arXiv:2605.21803")  # fmt: skip
+ARTZI = Paper("godey2026", "Godey & Artzi", 2026,
+              "Lost in backpropagation: the LM head is a gradient bottleneck",
+              "arXiv:2603.10145")  # fmt: skip

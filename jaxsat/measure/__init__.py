@@ -2,7 +2,9 @@
 
 from jaxsat.measure import table
 from jaxsat.measure.cosine import anisotropy as mean_pairwise_cosine
+from jaxsat.measure.drawn import excess_loss, symbols_seen
 from jaxsat.measure.frozen import frozen_head_losses, frozen_heads, train_frozen_heads
+from jaxsat.measure.gradient import gradient_share, random_share
 from jaxsat.measure.heads import control, lipschitz_bound, truncated_heads
 from jaxsat.measure.items import items
 from jaxsat.measure.language import anisotropy, centred_anisotropy, head, loss, standard
@@ -32,10 +34,12 @@ __all__ = [
     "condition_number",
     "control",
     "effective_rank",
+    "excess_loss",
     "factored_head_spectrum",
     "frozen_head_losses",
     "frozen_heads",
     "head",
+    "gradient_share",
     "items",
     "head_spectrum",
     "largest_share",
@@ -46,10 +50,12 @@ __all__ = [
     "measured",
     "ngrams",
     "norms",
+    "random_share",
     "row_anisotropy",
     "singular_entropy",
     "spectrum",
     "standard",
+    "symbols_seen",
     "table",
     "train_frozen_heads",
     "truncated_heads",

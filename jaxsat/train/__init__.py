@@ -4,7 +4,7 @@ from jaxsat.config import Preempted
 from jaxsat.train.logs import Account, environment, read_account, read_launches, read_metrics, write_atomically
 from jaxsat.train.loop import on_its_text, train_pack, train_run
 from jaxsat.train.step import Hyper, Program, State, hypers, initializer, learning_rate, train_step
-from jaxsat.train.task import LANGUAGE_MODEL, ON_PAIRS, Task, own_samples
+from jaxsat.train.task import LANGUAGE_MODEL, ON_PAIRS, Task, drawn_from, own_samples
 
 __all__ = [
     "Account",
@@ -15,6 +15,7 @@ __all__ = [
     "Program",
     "State",
     "Task",
+    "drawn_from",
     "environment",
     "hypers",
     "initializer",

@@ -8,6 +8,7 @@ import jax
 
 from jaxsat import model
 from jaxsat.config import InputError, ModelConfig
+from jaxsat.corpus.synthetic import Language
 from jaxsat.evaluate.generation import written
 
 Init = Callable[[ModelConfig, jax.Array, jax.Array], model.Params]
@@ -60,3 +61,17 @@ def own_samples(share: float) -> Task:
         return _language_model(config, params, rows_BxT1.at[:n_own, 1:].set(own_NxT), key, remat)
 
     return Task(model.init, loss)
+
+
+@functools.cache
+def drawn_from(language: Language) -> Task:
+    """A language model on rows of a language that is drawn, as long as its context, without any text. What its loss is
+    above the least possible: `measure.excess_loss`."""
+
+    def loss(config: ModelConfig, params: model.Params, zeros_Bx1: jax.Array, key: jax.Array, remat: str) -> jax.Array:
+        rows_BxT1 = language.rows(config.vocab_size, key, len(zeros_Bx1), config.context)
+        inputs_BxT, _ = model.read_marks(rows_BxT1)
+        h_BxTxD, _ = model.hidden(config, params, inputs_BxT, remat)
+        return model.heads.loss(config, params, h_BxTxD, rows_BxT1[:, 1:])
+
+    return Task(model.init, loss, reads=False)

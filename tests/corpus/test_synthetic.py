@@ -1,8 +1,9 @@
+import jax
 import numpy as np
 import pytest
 
 from jaxsat.config import InputError
-from jaxsat.corpus.synthetic import conditional_entropy, sample, world
+from jaxsat.corpus.synthetic import KnownRank, Spam, conditional_entropy, sample, share_seen, world
 
 
 def distribution(phi_NxR: np.ndarray, w_VxR: np.ndarray) -> np.ndarray:
@@ -70,3 +71,47 @@ def test_seeds():
 def test_rank_out_of_range(rank: int):
     with pytest.raises(InputError, match=f"rank {rank} of a language of 40 symbols"):
         world(40, rank, 1.0, 1.0, 0)
+
+
+def test_spam_is_one_symbol():
+    rows = np.asarray(Spam().rows(11, jax.random.key(0), 20_000, 5))
+    assert rows.shape == (20_000, 6) and rows.dtype == np.int32
+    assert (rows[:, 0] == 0).all() and (rows[:, 1:] == rows[:, 1:2]).all()
+    counts = np.bincount(rows[:, 1], minlength=11)
+    assert counts[0] == 0 and (np.abs(counts[1:] - 2000) < 4.5 * np.sqrt(1800)).all()
+    p_BxTxV = np.exp(Spam().log_p(11, rows[:50]))
+    np.testing.assert_allclose(p_BxTxV.sum(-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(p_BxTxV[:, 0, 1:], 0.1, rtol=1e-6)
+    taken = np.take_along_axis(p_BxTxV, rows[:50, 1:, None], axis=-1)[..., 0]
+    np.testing.assert_allclose(taken, [[0.1, 1, 1, 1, 1]] * 50, rtol=1e-6)
+
+
+def test_the_share_seen_is_that_of_drawn_rows():
+    rows = np.asarray(Spam().rows(2001, jax.random.key(1), 1500, 2))
+    assert len(np.unique(rows[:, 1])) / 2000 == pytest.approx(share_seen(1500, 2001), abs=4.5 * np.sqrt(0.25 / 2000))
+    assert share_seen(0, 9) == 0 and share_seen(1, 9) == pytest.approx(1 / 8) and share_seen(10**6, 9) == 1
+
+
+def test_rows_of_a_known_rank_follow_the_language():
+    """As `world` has it in NumPy: the same truth, and sequences of it."""
+    language, w = KnownRank(2, power=1.0, logit_sd=1.0), world(5, 2, 1.0, 1.0, seed=0)
+    rows = np.asarray(language.rows(5, jax.random.key(3), 3000, 40))
+    assert rows.shape == (3000, 41) and rows.dtype == np.int32
+    assert (rows[:, :2] < 0).all() and (rows[:, 2:] >= 0).all() and (rows < 5).all()
+    tokens = np.where(rows < 0, ~rows, rows)
+    pairs = (w.e1_VxR[:, None] + w.e2_VxR[None, :]).reshape(25, 2) / np.sqrt(2)
+    p, context = distribution(pairs, w.w_VxR), 5 * tokens[:, :-2] + tokens[:, 1:-1]
+    counts = np.zeros((25, 5))
+    np.add.at(counts, (context.ravel(), tokens[:, 2:].ravel()), 1)
+    n = counts.sum(axis=1, keepdims=True)
+    assert (np.abs(counts - n * p) < 4.5 * np.sqrt(n * p * (1 - p))).all()
+    first = np.bincount(context[:, 0], minlength=25)
+    assert (np.abs(first - 120) < 4.5 * np.sqrt(120)).all()
+    np.testing.assert_allclose(np.exp(language.log_p(5, rows[:9]))[:, 1:], p[context[:9]], rtol=1e-5)
+
+
+def test_languages_that_cannot_be():
+    with pytest.raises(InputError, match="model.context = 1: a row of KnownRank.*two tokens that are no targets"):
+        KnownRank(2).rows(5, jax.random.key(0), 3, 1)
+    with pytest.raises(InputError, match="rank 5 of a language of 5 symbols"):
+        KnownRank(5).rows(5, jax.random.key(0), 3, 9)

@@ -8,10 +8,12 @@ import pytest
 from jaxsat import model
 from jaxsat.checkpoints import Store, load_run
 from jaxsat.config import InputError, ModelConfig, Run, TrainConfig, override
-from jaxsat.measure import Measure
+from jaxsat.corpus.synthetic import KnownRank, Spam
+from jaxsat.measure import Checkpoint, Measure, excess_loss
+from jaxsat.measure.measure import NO_TEXT
 from jaxsat.measure.packs import measured
 from jaxsat.sweep import Pack
-from jaxsat.train import LANGUAGE_MODEL, Task, own_samples, read_metrics, train_pack, train_run
+from jaxsat.train import LANGUAGE_MODEL, Task, drawn_from, own_samples, read_metrics, train_pack, train_run
 
 SLOPES = np.array([1.0, -2.0, 0.5, 0.0], np.float32)
 
@@ -121,3 +123,16 @@ def test_own_samples_are_what_the_model_writes():
     for share in (0.0, 1.5):
         with pytest.raises(InputError, match="share of a batch must be above 0, and 1 at most"):
             own_samples(share)
+
+
+@pytest.mark.parametrize("language", [Spam(), pytest.param(KnownRank(3, logit_sd=3.0), marks=pytest.mark.slow)])
+def test_a_drawn_language_is_learnt(language):
+    """Down to what is known to be the least; the tokens that begin a row and are no targets count nothing."""
+    config = ModelConfig(depth=1, width=16, heads=2, context=8, vocab_size=16)
+    train = TrainConfig(steps=120, batch_size=32, learning_rate=0.02)
+    params, lines = train_run(Run(config, train, task="drawn"), None, task=drawn_from(language))
+    found = excess_loss(language).of(Checkpoint(config, params, config.rank, NO_TEXT))
+    excess, entropy = float(found["excess_loss"]), float(found["known_entropy"])
+    assert np.mean(losses(lines)[-10:]) == pytest.approx(excess + entropy, abs=0.15)
+    assert 0 < excess < 0.3 * (np.log(16) - entropy)
+    assert drawn_from(language) == drawn_from(type(language)(**vars(language)))
