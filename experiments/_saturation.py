@@ -9,6 +9,7 @@ from jaxsat.claims.estimates import (
     association,
     contrast,
     explained,
+    knee,
     knee_over_documents,
     late_level,
     late_rise,
@@ -206,6 +207,34 @@ def weight_decay(r: Results) -> Estimate:
 
 
 # The experiments beside the main sweep.
+
+
+def gradient_lost(r: Results) -> Estimate:
+    lost, random = (r.last(f"gradient_norm_lost{of}", part="main")["value"] for of in ("", ".random"))
+    return mean_over(lost, "", f"of its norm, over widths; a random subspace of that rank loses {random.mean():.4f}")
+
+
+def gradient_beyond_random(r: Results) -> Estimate:
+    lost, random = (
+        r.last(f"gradient_norm_lost{of}", part="main").set_index("series")["value"] for of in ("", ".random")
+    )
+    return mean_over(lost - random, "", "lost less what a random subspace of that rank loses, over widths")
+
+
+def spam(r: Results) -> Estimate:
+    last, seen = (r.last(metric, part="spam") for metric in ("excess_loss", "symbols_seen"))
+    if (least := seen["value"].min()) < 0.9:
+        raise NotMeasured(f"runs that have seen 0.9 of the symbols; here {least:.2f}")
+    how = "excess loss on log2 of V, a slope a seed"
+    return slope(np.log2(last["model.vocab_size"]), last["value"], "nats a doubling", how, last["seed"])
+
+
+def known_rank(r: Results, true: int) -> Estimate:
+    last = r.last("excess_loss", part="known_rank")
+    found = pd.Series({seed: knee(of["rank"], of["value"], 0.05) for seed, of in last.groupby("seed")})
+    if found.isna().any():
+        raise NotMeasured("heads of lower rank, and of higher rank than recovers the loss")
+    return mean_over(np.log2(found / true), "", "log2 of the recovered rank over the true one, over seeds")
 
 
 def ngram_rank(r: Results) -> Estimate:

@@ -12,35 +12,50 @@ degenerates while the loss still falls; heads on the synthetic language follow t
 do not saturate there, and the report says what it takes; those of the paper do, in published evaluations.
 """
 
+import dataclasses
 from functools import partial
 
 from jaxsat import measure
 from jaxsat.claims import Claim, above, below, between, downstream, published
-from jaxsat.claims.papers import GODEY, KULKARNI, MUON_SPECTRA, YANG
+from jaxsat.claims.papers import ARTZI, GODEY, KULKARNI, MUON_SPECTRA, YANG
 from jaxsat.corpus import synthetic
 from jaxsat.experiments import _saturation as by
 from jaxsat.experiments._saturation_sweeps import sweeps
 from jaxsat.laws import HOFFMANN, Law
 from jaxsat.measure import Computed, Measure, control
 from jaxsat.report import Chart, Section, Table, standard
+from jaxsat.train import drawn_from
 
 CONTROL_RANKS = (1, 2, 3, 4, 6, 8, 12, 16)
 NGRAMS = [measure.ngrams([text], vocab_size=size, contexts=by.CONTEXTS)
           for text in ("bible_web", "docs") for size in (1024, 4096)]  # fmt: skip
-OPTIONAL = ["cause", "remedies", "optimizer", "saturating", "spectra", *(c.name for c in NGRAMS)]
+OPTIONAL = ["cause", "remedies", "optimizer", "known_rank", "spam", "saturating", "spectra", *(c.name for c in NGRAMS)]
+
+
+TRUE_RANK = 8
+KNOWN, SPAM = synthetic.KnownRank(TRUE_RANK), synthetic.Spam()
+TASKS = {"known_rank": drawn_from(KNOWN), "spam": drawn_from(SPAM)}
 
 
 def measures(scale: str) -> list[Measure]:
-    """The standard ones; heads of every rank on frozen backbones, the two widest and all twice the knee; spectra of the
-    feed-forward matrices where optimizers differ, and by `--only` of all matrices."""
+    """The standard ones; heads of every rank on frozen backbones, the two widest and all twice the knee; the gradient's
+    way through the head; and what belongs to parts that are optional."""
     asked = {sweep.name: sweep.runs for sweep in sweeps(scale)}
     full = [run for run in asked["main"] if run.model.rank == run.model.width and run.seed == 0]
     least = min(2 * by.PAPER_KNEE, sorted(run.model.width for run in full)[-2])
+    of_text, of_task = lambda run: not run.task, lambda name: lambda run: run.task == name
+    last = partial(dataclasses.replace, at="last")
     return [
-        *measure.standard(),
+        measure.loss(runs=of_text),
+        measure.head(),
+        measure.anisotropy(runs=of_text),
         measure.frozen_heads(runs=lambda run: run in full and run.model.width >= least),
+        last(measure.gradient_share(runs=lambda run: run in full or bool(run.imported.name))),
         measure.spectrum("up", runs=lambda run: run in asked.get("optimizer", ())),
-        measure.all_spectra(runs=lambda run: run in full),
+        measure.all_spectra(runs=lambda run: run in full or bool(run.imported.name)),
+        measure.excess_loss(KNOWN, runs=of_task("known_rank")),
+        measure.excess_loss(SPAM, runs=of_task("spam")),
+        measure.symbols_seen(runs=of_task("spam")),
     ]
 
 
@@ -67,6 +82,7 @@ LAWS = {
 
 SMALL, LATE = "small models (below 4e8 parameters)", "the last tenth of the tokens against the least earlier level"
 _main, _probe = dict(of=("main",)), dict(of=("probe",), kind="follow-up")
+_gradient = dict(of=("main", "gradient_share"), kind="follow-up")
 _cause, _heads = dict(of=("cause",), kind="follow-up"), dict(of=("remedies",), kind="follow-up")
 CLAIMS = [
     Claim("saturation", f"Late in training the loss of {SMALL} goes up: more than 0.5 of them saturate, by the rule of "
@@ -133,6 +149,18 @@ CLAIMS = [
           "AdamW: the difference of the exponents is above 0.",
           MUON_SPECTRA, "0.29 and 0.80", "secondary", by.rank_exponent, above(0), kind="follow-up",
           of=("optimizer",)),
+    Claim("gradient_lost", "Most of the gradient by the logits is lost at the head: more than 0.95 of its norm is "
+          "orthogonal to what the layers below can move.",
+          ARTZI, "95 to 99 %", "secondary", by.gradient_lost, above(0.95), **_gradient),
+    Claim("gradient_beyond_random", "And more than a random subspace of that rank loses: the difference is above 0.",
+          ARTZI, "GPT-2: 0.9943, random 0.9923", "derived", by.gradient_beyond_random, above(0), **_gradient),
+    Claim("spam", "A vocabulary to be learnt by heart is the harder the larger it is, all of it seen: the excess loss "
+          "grows by more than 0 nats a token for a doubling of the symbols.",
+          ARTZI, "unlearnable above 100 k symbols", "secondary", by.spam, above(0), kind="follow-up", of=("spam",)),
+    Claim("known_rank", "Transformers on a language of rank 8 recover it: the rank of head within 5 % of the widest "
+          "one's excess loss is 8, give or take a factor of 2 (log2 of the ratio: 0, give or take 1).",
+          GODEY, "the rank itself", "derived", partial(by.known_rank, true=TRUE_RANK), between(-1, 1), kind="check",
+          of=("known_rank",)),
     Claim("gap_follows_tail", "The loss gap of a rank-limited head falls with the square of the tail of the ideal "
           "head's spectrum: a log-log slope of 2, give or take 0.15, over tails above 1e-3 of the largest and gaps "
           "above 1e-4 nats.",
@@ -184,6 +212,20 @@ SECTIONS = [
         Chart("ngram_w_error", x="index", colour="step", panel="series", log="xy", at="every", name="ngram_w_error",
               x_label="rank", y_label="W-error", caption="The part of the norm that the best matrix of a rank misses."),
         text="Of the most frequent contexts of four tokens the shares of what follows; the rank grows with them.",
+    ),
+    Section(
+        "The gradient's way through the head",
+        Chart([("gradient_norm_lost", "gradient_norm_lost.random")], x="model.width", dash="metric", part="main",
+              name="gradient_lost", caption="The part of the norm that a head loses, and a random subspace does."),
+        text="Of the loss's gradient by the logits what is orthogonal to the output matrix. At equal rank a random "
+        "subspace loses nearly as much: compare the two, not one with 0.",
+    ),
+    Section(
+        "Drawn languages",
+        Chart("excess_loss", x="rank", part="known_rank", name="known_rank", log="xy",
+              caption="Loss above the language's entropy by the rank of the head; the language has rank 8."),
+        Chart("excess_loss", colour="model.vocab_size", part="spam", name="spam", log="xy",
+              caption="Loss above its entropy on a vocabulary to be learnt by heart, by its size."),
     ),
     Section(
         "Cause or company",

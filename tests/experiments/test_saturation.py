@@ -438,6 +438,34 @@ def test_heads_are_compared_with_those_they_are_matched_with():
         assert judged.verdict == ("reproduced" if planted > 0 else "not reproduced")
 
 
+def test_the_gradient_is_held_against_a_random_subspace():
+    """Planted: .97 is lost, and of a random subspace .96."""
+    lost = {"gradient_norm_lost": lambda run, rng: 0.97 + 0.002 * rng.standard_normal(),
+            "gradient_norm_lost.random": lambda run, rng: 0.96}  # fmt: skip
+    results = beside("main", **lost)
+    assert judge(CLAIMS["gradient_lost"], results).verdict == "reproduced"
+    assert judge(CLAIMS["gradient_beyond_random"], results).verdict == "reproduced"
+    same = beside("main", **lost | {"gradient_norm_lost.random": lambda run, rng: 0.97 + 0.002 * rng.standard_normal()})
+    assert judge(CLAIMS["gradient_beyond_random"], same).verdict != "reproduced"
+
+
+def test_a_rank_that_is_planted_is_recovered():
+    def excess(true: int):
+        return lambda run, rng: 0.2 + max(0, math.log2(true / run.model.rank)) + 0.002 * rng.standard_normal()
+
+    judged = judge(CLAIMS["known_rank"], beside("known_rank", excess_loss=excess(8)))
+    assert judged.verdict == "reproduced" and judged.estimate.value == pytest.approx(0, abs=0.2)
+    assert judge(CLAIMS["known_rank"], beside("known_rank", excess_loss=excess(2))).verdict != "reproduced"
+    assert judge(CLAIMS["known_rank"], beside("known_rank", excess_loss=excess(64))).verdict != "reproduced"
+
+
+def test_a_vocabulary_must_be_seen_to_be_learnt():
+    harder = {"excess_loss": lambda run, rng: 0.01 * math.log2(run.model.vocab_size) + 0.001 * rng.standard_normal()}
+    assert judge(CLAIMS["spam"], beside("spam", **harder, symbols_seen=lambda run, rng: 1.0)).verdict == "reproduced"
+    unseen = judge(CLAIMS["spam"], beside("spam", **harder, symbols_seen=lambda run, rng: 0.5))
+    assert unseen.verdict == "not measured" and "seen 0.9 of the symbols" in unseen.needs
+
+
 @pytest.mark.parametrize("muon, verdict", [(0.8, "reproduced"), (0.29, None), (0.1, "not reproduced")])
 def test_exponents_of_the_rank(muon, verdict):
     exponent = lambda run: muon if run.train.optimizer == "muon" else 0.29
