@@ -386,7 +386,10 @@ def test_stopped_is_neither_done_nor_wrong(edited, capfd, raised, code, said):
     [
         (["reproduce", "mine.py", "--scale", "laptpo"], "'laptop', 'workstation', 'pod'"),
         (["reproduce", "mine.py", "--scael", "pod"], "--scale"),
-        (["reprodcue", "mine.py"], "fit, detect, report, plan, index, show, check, import, export, evaluate, generate"),
+        (
+            ["reprodcue", "mine.py"],
+            "fit, detect, ngrams, report, plan, index, show, check, import, export, evaluate, generate",
+        ),
         (["reproduce"], "NAME|FILE"),
         ([], "reproduce"),
     ],
