@@ -68,6 +68,16 @@ class Experiment:
     def runs(self) -> dict[str, Run]:
         return {run.id: run for runs in (*(sweep.runs for sweep in self.sweeps), self.imported) for run in runs}
 
+    def beside(self, runs: Mapping[str, Run]) -> "Experiment":
+        """With those of a directory's runs that `jaxsat import` brought there."""
+        listed = {asked.id for asked in self.imports}
+        brought = (run for id, run in runs.items() if run.imported.name and id not in listed)
+        return dataclasses.replace(self, imported=tuple(brought))
+
+    def with_imports(self, found: Mapping[str, Run]) -> "Experiment":
+        """With what its `imports` are in a directory, by their ids."""
+        return dataclasses.replace(self, imported=(*(found[asked.id] for asked in self.imports), *self.imported))
+
     def chosen(self, only: Sequence[str] = ()) -> "Experiment":
         """What is done of it: all but what is optional; or what `only` names: parts, measures, computed, and claims for
         what they are of. A part alone is measured by all measures, and a measure alone is of all parts, but for
@@ -88,13 +98,16 @@ class Experiment:
             chosen_measures.add("loss")
         return self._cut(chosen_parts, chosen_measures, computed & (asked or default))
 
-    def reported(self, only: "Experiment", here: Set[str]) -> "Experiment":
-        """What a report is about: what is chosen, and the parts of which a directory that holds the runs `here` has
-        any."""
-        parts = {sweep.name for sweep in self.sweeps if sweep in only.sweeps or here & {run.id for run in sweep.runs}}
+    def reported(self, only: "Experiment", begun: Set[str], here: Set[str]) -> "Experiment":
+        """What a report is about: what is chosen, and of the parts that a directory has begun the runs that are there,
+        `here`. What has not begun may share runs with what has."""
+        parts = {sweep.name for sweep in only.sweeps} | begun
         if only.imports or self.imported or here & {asked.id for asked in self.imports}:
             parts.add("imported")
-        return self._cut(parts, {m.name for m in self.measures}, {c.name for c in self.computed})
+        whole = self._cut(parts, {m.name for m in self.measures}, {c.name for c in self.computed})
+        there = lambda sweep: [run for run in sweep.runs if sweep in only.sweeps or run.id in here]
+        sweeps = [dataclasses.replace(sweep, points=there(sweep)) for sweep in whole.sweeps if there(sweep)]
+        return dataclasses.replace(whole, sweeps=sweeps)
 
     def _cut(self, parts: set[str], measures: set[str], computed: set[str]) -> "Experiment":
         sweeps = [sweep for sweep in self.sweeps if sweep.name in parts]
@@ -131,6 +144,11 @@ class Experiment:
                 return claim.needs(results)
         except NotMeasured:
             return ""
+
+    def untestable(self, results: Results) -> list[str]:
+        """In lines."""
+        lacking = {claim.id: what for claim in self.claims if (what := self.lacking(claim, results))}
+        return [f"claim {id} cannot be tested at this scale: {what}" for id, what in lacking.items()]
 
     def notices(self, rows: pd.DataFrame, command: str) -> list[str]:
         """Which measures have other code than that which made the numbers of the table `rows`, in lines."""
@@ -220,11 +238,12 @@ def load(name: str, scale: str) -> Experiment:
     return experiment
 
 
-def larger(name: str, scale: str) -> Iterator[Experiment]:
-    """The experiment at each larger scale that it has."""
-    for beyond in SCALES[SCALES.index(scale) + 1 :]:
+def larger(name: str, than: Experiment) -> Iterator[Experiment]:
+    """The experiment at each larger scale that it has, and where it is not the same again."""
+    for scale in SCALES[SCALES.index(than.scale) + 1 :]:
         with contextlib.suppress(InputError):
-            yield load(name, beyond)
+            if (found := load(name, scale)).runs.keys() != than.runs.keys():
+                yield found
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """A study: one experiment at one scale in one directory: obtain, measure, fit, report. Every stage continues where it
 stopped, and does only what is not there yet."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,16 +68,12 @@ class Study:
         self._again = self.command + "".join(f" --only {name}" for name in only) + self._out
         self.out = epath.Path(out or f"runs/{self.experiment.name}" + ("" if scale == "laptop" else f"-{scale}"))
         self.directory = Directory.open(self.out)
-        listed = {asked.id for asked in self.experiment.imports}
-        brought = [run for id, run in self.directory.runs.items() if run.imported.name and id not in listed]
-        whole = dataclasses.replace(self.experiment, imported=tuple(brought))  # by `jaxsat import`
+        whole = self.experiment.beside(self.directory.runs)
         self.chosen = whole.chosen(only)
-        self.experiment = whole.reported(self.chosen, self.directory.runs.keys())
+        begun = self.directory.experiments.get(self.name, {"parts": {}})["parts"].keys()
+        self.experiment = whole.reported(self.chosen, begun, self.directory.runs.keys())
         found = {asked.id: imports.resolve(self.directory, asked) for asked in self.experiment.imports}
-        self.experiment, self.chosen = (
-            dataclasses.replace(e, imported=(*(found[asked.id] for asked in e.imports), *e.imported))
-            for e in (self.experiment, self.chosen)
-        )
+        self.experiment, self.chosen = self.experiment.with_imports(found), self.chosen.with_imports(found)
         self.directory.know_settings(parallel.number_settings())
         self.directory.experiments[self.name] = {"command": self.command, "parts": self.experiment.parts}
 
@@ -108,10 +103,7 @@ class Study:
     def pending(self) -> list[str]:
         """What the stages would do, and which claims cannot be tested, in lines."""
         self.jobs.check_texts()
-        results, e = self.results(fit=False), self.experiment
-        lacking = {claim.id: what for claim in e.claims if (what := e.lacking(claim, results))}
-        untestable = [f"claim {id} cannot be tested at this scale: {what}" for id, what in lacking.items()]
-        return self.jobs.pending() + untestable
+        return self.jobs.pending() + self.experiment.untestable(self.results(fit=False))
 
     def results(self, fit: bool = True) -> Results:
         """All that was found so far, with the laws fitted."""
@@ -180,9 +172,7 @@ class Study:
         """Of each claim that is open the command of the next larger scale that has what it needs."""
         e, found = self.experiment, {}
         is_open = {j.claim.id for j in judged if j.verdict in ("not testable at this scale", "undecided")}
-        for larger in experiments.larger(self._name, e.scale) if is_open else ():
-            if larger.runs.keys() == e.runs.keys():  # the same again
-                continue
+        for larger in experiments.larger(self._name, e) if is_open else ():
             runs = runs_table(Directory(self.out, dict(larger.runs)), larger.parts)
             results = Results(larger.scale, runs, table.empty(), larger.parts)
             for claim in larger.claims:

@@ -165,3 +165,13 @@ def test_a_choice_of_nothing_is_named(user_file):
         experiment.chosen(["tunde"])
     with pytest.raises(InputError, match="--only gone: at the scale laptop there is no at_pod"):
         experiment.chosen(["gone"])
+
+
+def test_a_report_is_of_what_is_chosen_and_what_is_there(user_file):
+    experiment = load(user_file(CHOICES), "laptop")
+    main, hot, tuned = ([run.id for run in sweep.runs] for sweep in experiment.sweeps)
+    only = experiment.chosen(["hot"])
+    found = lambda begun, here: experiment.reported(only, set(begun), set(here)).parts
+    assert found([], [*main, *hot]) == {"hot": tuple(hot)}, "main was another experiment's"
+    assert found(["main"], main[:1]) == {"main": tuple(main[:1]), "hot": tuple(hot)}, "it has grown since"
+    assert found(["main", "tuned"], [*main, *tuned]) == {"main": tuple(main), "hot": tuple(hot), "tuned": tuple(tuned)}
