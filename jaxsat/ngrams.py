@@ -18,6 +18,8 @@ def ngrams(
     corpus: Sequence[str], tokenizer: str, vocab_size: int, n: int, contexts: str, values: int
 ) -> tuple[dict[str, Any], list[str]]:
     """The document that `--json` prints, and what was taken of what cannot be, in lines. Raises InputError."""
+    if not corpus:
+        raise InputError("name a corpus (jaxsat corpus list), or the path of a .txt, .jsonl or .tsv file")
     sizes = _sizes(contexts)
     if values < 0:
         raise InputError(f"--values {values}: how many singular values, 0 or more")

@@ -38,6 +38,7 @@ def test_as_rows_of_an_experiment():
 @pytest.mark.parametrize(
     "argv, problem",
     [
+        ([], "name a corpus"),
         (["nowhere.txt"], "nowhere.txt"),
         (["words.txt", "--contexts", "10,many"], "--contexts 10,many: must be numbers above 0"),
         (["words.txt", "--contexts", "0"], "--contexts 0: must be numbers above 0"),
