@@ -49,7 +49,8 @@ def write(
 
     Everything is rendered once, before anything is written, and then put in its place by a rename, so a report is whole
     or absent. Raises InputError when a folder holds something else than a report or cannot be written, on two items of
-    one name and on a name that is no file name. What was not measured is said on the page.
+    one name and on a name that is no file name. What was not measured is said on the page, sections of
+    which nothing was in a list at its end.
     """
     folders = [epath.Path(folder) for folder in folders]
     for out in folders:
@@ -96,14 +97,16 @@ def _files(title, intro, sections, judged, provenance, results, **texts) -> dict
     """Relative path -> content of every file of the report."""
     files = {"claims.json": to_json(judged).encode()}
     say = lambda text: _measured(lambda: text(results)) if callable(text) else text
-    shown = [{"heading": s.heading, "text": say(s.text), "items": s.items} for s in sections]
     contents = {item.name: _content(item, results, files) for section in sections for item in section.items}
+    why = lambda item: text if type(text := contents[item.name]) is str else ""
+    absent = {s.heading: dict.fromkeys(map(why, s.items)) for s in sections if s.items and all(map(why, s.items))}
+    shown = [{"heading": s.heading, "text": say(s.text), "items": s.items} for s in sections if s.heading not in absent]
     environment = templates.environment()
     environment.filters |= {"rows": words.rows, "heading": heading, "paragraphs": paragraphs}
     kinds = {kind: [j for j in judged if j.claim.kind == kind] for kind in ("paper", "follow-up", "check")}
     page = environment.get_template("page.html").render(
         title=title, intro=intro, sections=shown, kinds=kinds, provenance=provenance, headline=headline(judged),
-        tally=tally(judged), contents=contents, dark=DARK, files=files, Markup=Markup,
+        tally=tally(judged), contents=contents, absent=absent, dark=DARK, files=files, Markup=Markup,
         is_number=pd.api.types.is_numeric_dtype, meta=Markup(_SOURCES), **texts,
     )  # fmt: skip
     files["index.html"] = page.encode()
