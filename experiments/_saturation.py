@@ -34,7 +34,8 @@ LANGUAGES = {f"spectrum i^-{power}": power for power in (0.5, 1.0, 1.5)}
 
 def ends(r: Results, params: str = "params.total") -> pd.DataFrame:
     """Last losses of full-rank runs, of every token budget: the points of a law."""
-    last = r.last("heldout_loss", part=[part for part in ("main", "budget") if part in r.parts], where=FULL)
+    ours = [part for part in ("main", "budget") if part in r.parts] or "main"
+    last = r.last("heldout_loss", part=ours, where=FULL)
     return last.rename(columns={params: "N", "tokens": "D", "value": "loss"})
 
 
@@ -52,7 +53,7 @@ def full(r: Results) -> pd.DataFrame:
 
 
 def probe_needs(r: Results) -> str:
-    return "" if "probe" in r.parts else "runs with and without weight decay"
+    return "" if "probe" in r.parts or r.scale != "pod" else "runs with and without weight decay"
 
 
 def rank_needs(r: Results) -> str:
@@ -266,6 +267,14 @@ def head_against_linear(r: Results, kind: str, equal: str) -> Estimate:
     off = (other[equal] / linear[equal].iloc[0] - 1).abs()
     how = f"linear less {kind}, paired by seed; {equal} differ by {off.min():.1%}"
     return contrast(linear["value"], other.loc[off == off.min(), "value"], "nats", how)
+
+
+def other_heads(r: Results) -> pd.DataFrame:
+    """A row a head: what it costs, and its loss at the end of training, the mean over seeds and its range."""
+    last = r.last("heldout_loss", part="remedies")
+    by_head = last.groupby(["model.head", "model.head_rank"])
+    about = by_head[["params.total", "flops"]].first()
+    return about.join(by_head["value"].agg(loss="mean", low="min", high="max")).reset_index()
 
 
 def rank_exponent(r: Results) -> Estimate:

@@ -209,8 +209,9 @@ SECTIONS = [
     ),
     Section(
         "N-grams",
-        Chart("ngram_w_error", x="index", colour="step", panel="series", log="xy", at="every", name="ngram_w_error",
-              x_label="rank", y_label="W-error", caption="The part of the norm that the best matrix of a rank misses."),
+        Chart("ngram_w_error", x="index", colour="contexts", panel="series", log="x", at="every", name="ngram_w_error",
+              transform=lambda rows: rows.assign(contexts=rows["step"]), x_label="rank", y_label="W-error",
+              caption="The part of the norm that the best matrix of a rank misses."),
         text="Of the most frequent contexts of four tokens the shares of what follows; the rank grows with them.",
     ),
     Section(
@@ -236,9 +237,7 @@ SECTIONS = [
     ),
     Section(
         "Other heads",
-        *(Chart("heldout_loss", x=x, colour="model.head", part="remedies", name=f"other_heads_by_{x.split('.')[-1]}",
-                x_label=label, caption=f"Loss at the end of training against {label}; the band is over seeds.")
-          for x, label in (("params.total", "parameters"), ("flops", "training FLOPs"))),
+        Table("other_heads", "Loss at the end of training, its mean and range over seeds.", by.other_heads),
         text="A linear head of a quarter of the width, a gelu in its bottleneck, and mixtures of two softmaxes with as "
         "many parameters or as many training FLOPs.",
     ),

@@ -36,7 +36,8 @@ def ngrams(
             frames.append(pd.concat([rows, ranks]).assign(step=c))
         return pd.concat(frames, ignore_index=True)
 
-    return Computed(f"{n}-grams of {' + '.join(map(label, corpus))}, {tokenizer} {vocab_size}", of)
+    cut = f"{vocab_size}" if tokenizer == "bpe" else f"{tokenizer} {vocab_size}"
+    return Computed(f"{n}-grams {'+'.join(map(label, corpus))} {cut}", of)
 
 
 def grid(curve: EnergyCurve) -> np.ndarray:
