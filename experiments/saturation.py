@@ -28,7 +28,7 @@ from jaxsat.train import drawn_from
 
 CONTROL_RANKS = (1, 2, 3, 4, 6, 8, 12, 16)
 NGRAMS = [measure.ngrams([text], vocab_size=size, contexts=by.CONTEXTS)
-          for text in ("bible_web", "docs") for size in (1024, 4096)]  # fmt: skip
+          for text in ("bible_web", "docs") for size in (4096, 8192)]  # fmt: skip
 OPTIONAL = ["cause", "remedies", "optimizer", "known_rank", "spam", "saturating", "spectra", *(c.name for c in NGRAMS)]
 
 
