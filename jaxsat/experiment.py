@@ -81,7 +81,8 @@ class Experiment:
     def chosen(self, only: Sequence[str] = ()) -> "Experiment":
         """What is done of it: all but what is optional; or what `only` names: parts, measures, computed, and claims for
         what they are of. A part alone is measured by all measures, and a measure alone is of all parts, but for
-        optional ones; with a part come those that its runs start from. Raises InputError."""
+        optional ones; with a part come those that its runs start from. What `jaxsat import` brought is measured where
+        "imported" is named. Raises InputError."""
         claims = {claim.id: claim.of for claim in self.claims}
         parts, measures, computed = ({x.name for x in of} for of in (self.sweeps, self.measures, self.computed))
         parts |= {"imported"} if self.imports or self.imported else set()
@@ -91,7 +92,9 @@ class Experiment:
         asked = {*only, *(name for each in only for name in claims.get(each, ()))} & known
         if only and not asked and all(claims[each] for each in only):
             raise InputError(f"--only {only[0]}: at the scale {self.scale} there is no {' or '.join(claims[only[0]])}")
-        default = known - set(self.optional)
+        default = known - {*self.optional, *(() if self.imports else ("imported",))}
+        if "imported" not in asked:
+            self = dataclasses.replace(self, imported=())
         models = asked & (parts | measures) if asked else default
         chosen_parts, chosen_measures = (of & (asked & of or default) if models else set() for of in (parts, measures))
         if any(m.at == "best" for m in self.measures if m.name in chosen_measures):
@@ -102,7 +105,7 @@ class Experiment:
         """What a report is about: what is chosen, and of the parts that a directory has begun the runs that are there,
         `here`. What has not begun may share runs with what has."""
         parts = {sweep.name for sweep in only.sweeps} | begun
-        if only.imports or self.imported or here & {asked.id for asked in self.imports}:
+        if only.imports or only.imported or here & {asked.id for asked in self.imports}:
             parts.add("imported")
         whole = self._cut(parts, {m.name for m in self.measures}, {c.name for c in self.computed})
         there = lambda sweep: [run for run in sweep.runs if sweep in only.sweeps or run.id in here]

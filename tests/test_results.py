@@ -69,7 +69,7 @@ def test_curves_are_tokens_down_and_index_across(results):
         (
             lambda r: r.last("document_loss", part="probe"),
             NotMeasured,
-            "part 'probe': at this scale there are small, both",
+            "part 'probe'; there are small, both",
         ),
         (lambda r: r.law("mine"), NotMeasured, "the law 'mine'"),
         (lambda r: r.curves("accuracy", r.runs), NotMeasured, "accuracy"),

@@ -65,6 +65,10 @@ def plant(scale: str, p: Plant = Plant()) -> Results:
     frames += [language(name, power, p.slope) for name, power in E.LANGUAGES.items()]
     (backbone,) = (m.runs for m in e.measures if m.name == "frozen_heads")
     frames += [heads(run, p) for run in e.runs.values() if backbone(run)]
+    (through,) = (m.runs for m in e.measures if m.name == "gradient_share")
+    lost = {"gradient_norm_lost": 0.97, "gradient_norm_lost.random": 0.96}
+    rows = [(id, run.last_step, 0, -1, 0, *each) for id, run in e.runs.items() if through(run) for each in lost.items()]
+    frames.append(pd.DataFrame(rows, columns=list(table.COLUMNS)))
     frames += [c.of().assign(series=c.name, layer=-1, index=0)[list(table.COLUMNS)] for c in published.lambada()]
     rows = pd.concat(frames, ignore_index=True).astype(table.COLUMNS)
     fitted = Results(scale, runs, rows, e.parts)

@@ -15,7 +15,7 @@ from jaxsat.corpus import batch_at, prepare
 from jaxsat.corpus.pairs import lengths_of
 from jaxsat.corpus.tokenizer import load
 from jaxsat.evaluate import items_of, score
-from jaxsat.measure import Checkpoint, language
+from jaxsat.measure import Checkpoint, frozen, language
 from jaxsat.measure.measure import NO_TEXT
 from jaxsat.measure.packs import measured
 from jaxsat.sweep import Pack
@@ -134,7 +134,7 @@ def test_a_pack_of_a_mixture_goes_on_to_the_same_numbers(run, corpora, tmp_path)
 def test_heads_are_retrained_on_targets(on_pairs, corpora):
     corpus, params = corpora[on_pairs], model.init(on_pairs.model, jax.random.key(0))
     c = Checkpoint(on_pairs.model, params, 16, NO_TEXT, on_pairs, corpus=corpus)
-    h_NxD, targets_N = language._states(c, corpus.train[0][:3])
+    h_NxD, targets_N = frozen._states(c, corpus.train[0][:3], True)
     rows = alone(corpus.train[0][:3].astype(np.int32))
     assert sorted(targets_N.tolist()) == sorted(rows[:, 1:][rows[:, 1:] >= 0].tolist())
     own_BxTxD, _ = model.hidden(on_pairs.model, params, np.where(rows < 0, ~rows, rows)[:, :-1])
