@@ -169,7 +169,7 @@ def knees(r: Results) -> pd.DataFrame:
 
 
 def common_knee(r: Results) -> Estimate:
-    heads, gains = (r.rows(f"frozen_head_{what}", part="main") for what in ("loss", "gain"))
+    heads, gains = (r.rows(f"frozen_head_{what}", part=parts(r)) for what in ("loss", "gain"))
     if (late := (gains["value"] / heads["value"].to_numpy()).max()) > 0.01:
         raise NotMeasured(f"heads trained to their end: the second half of training still gave {late:.1%}")
     found = knees(r).dropna()

@@ -154,7 +154,7 @@ CLAIMS = [
           ARTZI, "95 to 99 %", "secondary", by.gradient_lost, above(0.95), **_gradient),
     Claim("gradient_beyond_random", "And more than a random subspace of that rank loses: the difference is above 0.",
           ARTZI, "GPT-2: 0.9943, random 0.9923", "derived", by.gradient_beyond_random, above(0), **_gradient),
-    Claim("spam", "A vocabulary to be learnt by heart is the harder the larger it is, all of it seen: the excess loss "
+    Claim("spam", "A vocabulary to be learnt by heart is the harder the larger it is, 0.9 of it seen: the excess loss "
           "grows by more than 0 nats a token for a doubling of the symbols.",
           ARTZI, "unlearnable above 100 k symbols", "secondary", by.spam, above(0), kind="follow-up", of=("spam",)),
     Claim("known_rank", "Transformers on a language of rank 8 recover it: the rank of head within 5 % of the widest "
